@@ -1,0 +1,13 @@
+"""Errors that a user can mend. The command line prints the sentence and exits with status 2."""
+
+
+class InputError(ValueError):
+    """Bad input: a file, key or option that is wrong. The message says what, where, and what would be right."""
+
+
+class ParamsError(InputError):
+    """Bad experiment description in ``params/``; the message starts with ``file: key:``."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be trusted or does not fit."""
