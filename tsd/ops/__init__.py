@@ -1,0 +1,5 @@
+"""Deformable RoI pooling: one definition, several backends."""
+
+from tsd.ops.deform_roi_pool import BACKENDS, deform_roi_pool, map_roi_levels
+
+__all__ = ["BACKENDS", "deform_roi_pool", "map_roi_levels"]
