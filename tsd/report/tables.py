@@ -1,0 +1,334 @@
+"""Tables: what was measured, beside the paper's figure, with the difference.
+
+Everything here is a function of its arguments: metrics in, text out.
+"""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from tsd.errors import InputError, ParamsError
+from tsd.files import read_json, write_text
+
+NOT_RUN = "not run"
+PERCENT = 100.0
+"""Metrics files hold fractions, tables percent."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure in percent: mean and sample standard deviation over ``n`` runs, and the paper's."""
+
+    metric: str
+    mean: float | None
+    std: float | None
+    n: int
+    paper: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus the paper's, in points."""
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+    @property
+    def measured(self) -> str:
+        """As printed: ``not run``, ``41.0`` or ``41.0 ± 0.2``."""
+        if self.mean is None:
+            return NOT_RUN
+        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+
+    @property
+    def reported(self) -> str:
+        """The paper's figure as printed."""
+        return "" if self.paper is None else f"{self.paper:.1f}"
+
+    @property
+    def delta(self) -> str:
+        """The difference as printed, with its sign."""
+        return "" if self.difference is None else f"{self.difference:+.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    id: str
+    label: str
+    marks: tuple[bool, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to print."""
+
+    name: str
+    title: str
+    source: str
+    columns: tuple[str, ...]
+    marks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def load_tables(params: Path) -> dict[str, dict[str, Any]]:
+    """Definitions of all tables.
+
+    Raises:
+        ParamsError: broken file or missing key; names table and key.
+    """
+    return _section(params, "tables", ("title", "source", "columns", "rows"))
+
+
+def load_figures(params: Path) -> dict[str, dict[str, Any]]:
+    """Definitions of all figures; errors as for :func:`load_tables`."""
+    return _section(params, "figures", ("title",))
+
+
+def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    path = params / "tables.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path}: {error}") from None
+    section = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise ParamsError(f"{path}: {name}: expected a mapping")
+    for entry, definition in section.items():
+        for key in keys:
+            if not isinstance(definition, dict) or key not in definition:
+                raise ParamsError(f"{path}: {name}.{entry}.{key}: missing key")
+        for index, row in enumerate(definition.get("rows", [])):
+            for key in ("id", "label", "experiment"):
+                if key not in row:
+                    raise ParamsError(f"{path}: {name}.{entry}.rows.{index}.{key}: missing key")
+            for mark in row.get("marks", []):
+                if mark not in definition.get("marks", []):
+                    raise ParamsError(
+                        f"{path}: {name}.{entry}.rows.{index}.marks: {mark!r} is not among the table's marks"
+                    )
+    return section
+
+
+def experiments_of(definition: dict[str, Any]) -> set[str]:
+    """Experiments that a table shows."""
+    return {row["experiment"] for row in definition["rows"]}
+
+
+def table_rows(params: Path, experiment: str) -> list[str]:
+    """Rows that show an experiment, as ``table/row``."""
+    return [
+        f"{name}/{row['id']}"
+        for name, definition in load_tables(params).items()
+        for row in definition["rows"]
+        if row["experiment"] == experiment
+    ]
+
+
+def load_reported(params: Path) -> pd.DataFrame:
+    """The paper's figures: columns table, row, metric, value.
+
+    Raises:
+        ParamsError: missing column or a value that is no number.
+    """
+    path = params / "reported.csv"
+    frame = pd.read_csv(path)
+    if list(frame.columns) != ["table", "row", "metric", "value"]:
+        raise ParamsError(f"{path}: expected columns table,row,metric,value, got {','.join(frame.columns)}")
+    if not pd.api.types.is_numeric_dtype(frame["value"]):
+        raise ParamsError(f"{path}: value: expected numbers only")
+    return frame
+
+
+def collect_results(files: Sequence[Path]) -> pd.DataFrame:
+    """All figures of some metrics.json files: columns experiment, seed, metric, value, git_commit, git_dirty.
+
+    Raises:
+        InputError: a file is no run's metrics; names file and key.
+    """
+    records = []
+    for path in files:
+        content = read_json(path)
+        try:
+            run, metrics = content["run"], content["metrics"]
+            facts = {key: run[key] for key in ("experiment", "seed", "git_commit", "git_dirty", "digest")}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: not the metrics of a run: missing key {error}") from None
+        values = dict(metrics)
+        for area, by_iou in content.get("scale_iou", {}).items():
+            values |= {f"{area}_{iou}": value for iou, value in by_iou.items()}
+        records += [{**facts, "metric": name, "value": value} for name, value in values.items()]
+    columns = ["experiment", "seed", "git_commit", "git_dirty", "digest", "metric", "value"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def build_table(
+    name: str, definition: dict[str, Any], results: pd.DataFrame, reported: pd.DataFrame, note: str
+) -> Table:
+    """Fill a table.
+
+    Args:
+        name: its key in tables.yaml.
+        definition: from :func:`load_tables`.
+        results: from :func:`collect_results`.
+        reported: from :func:`load_reported`.
+        note: what was measured on, so that a difference to the paper is not misread.
+    """
+    rows = []
+    marks = tuple(definition.get("marks", []))
+    for row in definition["rows"]:
+        own = results[results["experiment"] == row["experiment"]]
+        cells = tuple(_cell(column["metric"], own, reported, row.get("reported")) for column in definition["columns"])
+        shown = tuple(mark in row.get("marks", []) for mark in marks)
+        rows.append(Row(row["id"], row["label"], shown, cells))
+    columns = tuple(column["label"] for column in definition["columns"])
+    shown_results = results[results["experiment"].isin(experiments_of(definition))]
+    notes = (note, *_footnotes(shown_results, rows))
+    return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes)
+
+
+def _cell(metric: str, results: pd.DataFrame, reported: pd.DataFrame, source: str | None) -> Cell:
+    values = results.loc[results["metric"] == metric, "value"].dropna().astype(float) * PERCENT
+    paper = None
+    if source is not None:
+        table, row = source.split("/")
+        found = reported[(reported["table"] == table) & (reported["row"] == row) & (reported["metric"] == metric)]
+        paper = float(found["value"].iloc[0]) if len(found) else None
+    mean = statistics.fmean(values) if len(values) else None
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Cell(metric, mean, std, len(values), paper)
+
+
+def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    notes = []
+    commits = sorted({str(commit)[:10] for commit in results["git_commit"].dropna()})
+    if len(commits) > 1:
+        notes.append(f"Rows were made at different commits: {', '.join(commits)}.")
+    if results["git_dirty"].eq(True).any():
+        notes.append("Some rows were made with uncommitted changes.")
+    seeds = sorted({row.cells[0].n for row in rows if row.cells and row.cells[0].n})
+    if seeds and seeds[-1] > 1:
+        notes.append(f"Mean ± sample standard deviation over {' or '.join(map(str, seeds))} seeds.")
+    elif seeds:
+        notes.append("One seed each.")
+    return notes
+
+
+def _grid(table: Table, yes: str) -> tuple[list[str], list[list[str]]]:
+    head = ["Method", *table.marks]
+    for column in table.columns:
+        head += [column, "paper", "Δ"]
+    body = []
+    for row in table.rows:
+        line = [row.label, *(yes if mark else "" for mark in row.marks)]
+        for cell in row.cells:
+            line += [cell.measured, cell.reported, cell.delta]
+        body.append(line)
+    return head, body
+
+
+def to_text(table: Table) -> str:
+    """A table for the terminal."""
+    head, body = _grid(table, "x")
+    widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *body]
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([f"{table.title} ({table.source})", rule, lines[0], rule, *lines[1:], rule, *table.notes])
+
+
+def to_markdown(table: Table) -> str:
+    """A table for a README."""
+    head, body = _grid(table, "✓")
+    lines = [f"**{table.title}** ({table.source})", "", _pipes(head), _pipes(["---"] * len(head))]
+    lines += [_pipes(line) for line in body]
+    return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]) + "\n"
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def to_latex(table: Table) -> str:
+    """A table for a paper; needs booktabs and amssymb."""
+    head, body = _grid(table, "\\checkmark")
+    columns = "l" + "c" * len(table.marks) + "rrr" * len(table.columns)
+    lines = [
+        "\\begin{table}",
+        "\\centering",
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        " & ".join(map(_escape, head)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(cell if cell == "\\checkmark" else _escape(cell) for cell in line) + " \\\\" for line in body),
+        "\\bottomrule",
+        "\\end{tabular}",
+        f"\\caption{{{_escape(table.title)} ({_escape(table.source)}). {_escape(' '.join(table.notes))}}}",
+        f"\\label{{tab:{table.name}}}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "&": "\\&",
+    "%": "\\%",
+    "_": "\\_",
+    "#": "\\#",
+    "$": "\\$",
+    "{": "\\{",
+    "}": "\\}",
+    "±": "$\\pm$",
+    "Δ": "$\\Delta$",
+}
+_LATEX |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def to_csv(table: Table) -> str:
+    """A table for programs: one line per row and metric, full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", "metric", "mean", "std", "n", "paper", "difference"])
+    for row in table.rows:
+        for cell in row.cells:
+            numbers = (cell.mean, cell.std, cell.n, cell.paper, cell.difference)
+            writer.writerow([row.id, cell.metric, *("" if value is None else value for value in numbers)])
+    return buffer.getvalue()
+
+
+def to_html(tables: Sequence[Table]) -> str:
+    """All tables on one page."""
+    import html
+
+    parts = ["<!doctype html><meta charset='utf-8'><title>Tables</title>"]
+    parts.append(
+        "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:.4em}"
+        "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}"
+        "td:first-child,th:first-child{text-align:left}p{color:#555;margin:.1em}</style>"
+    )
+    for table in tables:
+        head, body = _grid(table, "✓")
+        parts.append(f"<h2>{html.escape(table.title)} ({html.escape(table.source)})</h2><table>")
+        parts.append("<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>")
+        parts += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in body]
+        parts.append("</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in table.notes))
+    return "\n".join(parts) + "\n"
+
+
+def write_table(table: Table, folder: Path) -> None:
+    """Write ``<name>.csv``, ``.md`` and ``.tex``."""
+    for suffix, render in ((".csv", to_csv), (".md", to_markdown), (".tex", to_latex)):
+        write_text(folder / f"{table.name}{suffix}", render(table))
