@@ -1,0 +1,339 @@
+"""The command line ``tsd``: one verb per rule. A verb parses, calls the library, and gives an exit status.
+
+Exit status: 0 done, 1 the work failed, 2 bad input or usage; messages go to standard error.
+"""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tsd import __version__
+from tsd.errors import InputError
+
+Args = argparse.Namespace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.run(args) or 0
+    except InputError as error:
+        # A data loading process wraps the error in its own traceback: the sentence is the last line.
+        text = str(error)
+        print(text.strip().splitlines()[-1] if "Original Traceback" in text else text, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{args.verb} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _generate(args: Args) -> int:
+    from tsd.data.generate import SceneSpec, generate
+
+    if args.suite:
+        suite = _suite(args)
+        if suite.data["format"] != "generated":
+            raise InputError(
+                f"params/suites/{args.suite}.yaml: data.format is {suite.data['format']}: nothing to generate"
+            )
+        spec, out = suite.data["generate"], Path(suite.data["folder"])
+    else:
+        spec, out = _pairs(args.set), args.out
+        if out is None:
+            raise InputError("tsd data generate: give --suite NAME, or --out FOLDER with --set key=value …")
+    generate(SceneSpec.from_dict(spec), out, workers=args.workers, force=args.force)
+    return 0
+
+
+def _manifest(args: Args) -> int:
+    import json
+
+    from tsd.data.manifest import folder_manifest
+
+    suite = _suite(args)
+    manifest = folder_manifest(suite.split("train"), suite.split("val"), hash_pictures=args.pictures)
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    if args.output:
+        from tsd.files import write_text
+
+        write_text(args.output, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _verify(args: Args) -> int:
+    from tsd.engine.verify import verify_suite
+
+    summary = verify_suite(_suite(args), check_pictures=args.pictures)
+    if args.output:
+        from tsd.files import write_json
+
+        write_json(args.output, summary)
+    print(f"{args.suite}: data is whole: {summary['train']} training and {summary['val']} validation pictures")
+    return 0
+
+
+def _config(args: Args) -> int:
+    from tsd.engine.config import load_config
+    from tsd.files import write_text
+
+    run = _run(args)
+    text = load_config(run).pretty_text
+    if args.output:
+        write_text(args.output, text)
+    else:
+        print(text)
+    return 0
+
+
+def _train(args: Args) -> int:
+    from tsd.engine import tracking
+    from tsd.engine.train import train
+    from tsd.report.tables import table_rows
+
+    run = _run(args)
+    uri = None if args.no_mlflow else tracking.tracking_uri(Path.cwd())
+    rows = table_rows(Path("params"), run.experiment)
+    folder = train(run, uri=uri, table_rows=rows)
+    print(folder / "checkpoint.pth")
+    return 0
+
+
+def _predict(args: Args) -> int:
+    from tsd.engine.predict import predict
+
+    run = _run(args)
+    source = args.checkpoint or run.folder / "checkpoint.pth"
+    output = args.output or run.eval_folder / "predictions.json"
+    number = predict(run, source, output, limit=args.limit)
+    print(f"{output}: {number} detections")
+    return 0
+
+
+def _evaluate_coco(args: Args) -> int:
+    from tsd.evaluation.coco import evaluate_coco, format_summary
+    from tsd.files import write_json
+
+    figures = evaluate_coco(args.annotations, args.predictions, iou_type=args.iou_type)
+    if args.run_folder:
+        from tsd.engine.record import run_facts
+
+        figures["run"] = run_facts(args.run_folder, args.predictions)
+    write_json(args.output, figures)
+    print(format_summary(figures["metrics"]))
+    if args.run_folder and not args.no_mlflow:
+        from tsd.engine import tracking
+        from tsd.engine.record import draw_pictures
+
+        draw_pictures(args.run_folder, args.output.parent, args.annotations)
+        tracking.mirror(args.run_folder, tracking.tracking_uri(Path.cwd()))
+    return 0
+
+
+def _tables(args: Args) -> int:
+    from tsd.engine.results import make_tables
+
+    text = make_tables(_suite(args), args.metrics, args.output)
+    print(text)
+    return 0
+
+
+def _figures(args: Args) -> int:
+    from tsd.engine.results import make_figures
+
+    make_figures(_suite(args), args.metrics, args.output)
+    return 0
+
+
+def _report(args: Args) -> int:
+    from tsd.engine.results import make_run_list
+
+    make_run_list(_suite(args), args.metrics, args.output)
+    return 0
+
+
+def _explain(args: Args) -> int:
+    from tsd.engine.results import explain
+
+    print(explain(_suite(args)))
+    return 0
+
+
+def _prune(args: Args) -> int:
+    from tsd.engine.results import stale_runs
+
+    stale = stale_runs(_suite(args))
+    for folder in stale:
+        print(folder)
+    if args.yes:
+        import shutil
+
+        for folder in stale:
+            shutil.rmtree(folder)
+    elif stale:
+        print("listed only; --yes removes them", file=sys.stderr)
+    return 0
+
+
+def _mlflow_init(args: Args) -> int:
+    from tsd.engine import tracking
+    from tsd.files import write_json
+
+    root = Path.cwd()
+    uri = tracking.tracking_uri(root)
+    try:
+        tracking.init(root, uri, experiments=[f"tsd-{args.suite}"])
+        ready = True
+    except Exception as error:  # a server that is down must not keep trainings from starting
+        print(f"MLflow at {uri} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
+        ready = False
+    if args.output:
+        write_json(args.output, {"uri": uri, "ready": ready})
+    print(uri)
+    return 0
+
+
+def _mlflow_sync(args: Args) -> int:
+    from tsd.engine import tracking
+
+    root = Path.cwd()
+    report = tracking.sync_all(root, tracking.tracking_uri(root), suite=args.suite)
+    print(f"{len(report.synced)} runs in step with MLflow, {len(report.failed)} failed")
+    for item in report.failed:
+        print(f"failed: {item}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _suite(args: Args) -> Any:
+    from tsd.engine.params import load_suite
+
+    return load_suite(args.suite)
+
+
+def _run(args: Args) -> Any:
+    from tsd.engine.identity import data_digest
+    from tsd.engine.params import get_run
+
+    suite = _suite(args)
+    run = get_run(suite, args.experiment, args.seed, data_digest(suite))
+    if getattr(args, "digest", None) and args.digest != run.digest:
+        raise InputError(
+            f"params/: {args.experiment} of suite {args.suite} now resolves to digest {run.digest}, not {args.digest}: "
+            "params or data.dvc changed after the job was made; start snakemake again"
+        )
+    return run
+
+
+def _pairs(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    spec = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--set {pair}: expected key=value")
+        spec[key] = yaml.safe_load(value)
+    return spec
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tsd", description="Reproduce 'Revisiting the Sibling Head in Object Detector'."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    data = verbs.add_parser("data", help="make, describe and check data").add_subparsers(required=True, metavar="VERB")
+    verb = _add(data, "generate", _generate, "render a suite's scenes: params → COCO JSON, pictures, manifest")
+    verb.add_argument("--suite", help="a suite whose data.format is generated")
+    verb.add_argument("--out", type=Path, help="folder, with --set instead of --suite")
+    verb.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="parameters, with --out")
+    verb.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
+    verb.add_argument("--force", action="store_true", help="replace other content of the folder")
+    verb = _add(data, "manifest", _manifest, "describe a suite's data: digests and counts")
+    _suite_option(verb)
+    verb.add_argument("--pictures", action="store_true", help="digest every picture, not only its name and size")
+    verb.add_argument("--output", type=Path)
+    verb = _add(data, "verify", _verify, "check a suite's data against its pin and its annotations")
+    _suite_option(verb)
+    verb.add_argument("--pictures", action="store_true", help="decode every picture as well")
+    verb.add_argument("--output", type=Path, help="JSON that says that the data is whole")
+
+    verb = _add(verbs, "config", _config, "params → mmengine config, runnable with mmdet's own tools")
+    _run_options(verb)
+    verb.add_argument("--output", type=Path)
+    verb = _add(verbs, "train", _train, "train one run, or go on with it; writes checkpoint.pth in the run's folder")
+    _run_options(verb)
+    verb.add_argument("--no-mlflow", action="store_true", help="files only")
+    verb = _add(verbs, "predict", _predict, "checkpoint → predictions.json (COCO results) and proposals.npz")
+    _run_options(verb)
+    verb.add_argument("--checkpoint", type=Path, help="default: the run's own")
+    verb.add_argument("--output", type=Path, help="default: in the run's eval folder")
+    verb.add_argument("--limit", type=int, help="only the first pictures")
+
+    evaluate = verbs.add_parser("evaluate", help="predictions → metrics.json").add_subparsers(
+        required=True, metavar="PROTOCOL"
+    )
+    verb = _add(evaluate, "coco", _evaluate_coco, "the 12 COCO figures, per-class AP, AP by scale and IoU")
+    verb.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON")
+    verb.add_argument("--predictions", type=Path, required=True, help="COCO results JSON")
+    verb.add_argument("--output", type=Path, required=True, help="metrics.json")
+    verb.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
+    verb.add_argument("--run-folder", type=Path, help="record as the evaluation of this run, and mirror it to MLflow")
+    verb.add_argument("--no-mlflow", action="store_true", help="files only")
+
+    for name, function, text in (
+        ("tables", _tables, "metrics.json files → tables as CSV, Markdown and LaTeX"),
+        ("figures", _figures, "metrics, logs and predictions → figures"),
+        ("runs", _report, "metrics.json files → the list of runs for the HTML report"),
+    ):
+        verb = _add(verbs, name, function, text)
+        _suite_option(verb)
+        verb.add_argument("--metrics", type=Path, nargs="*", help="default: those that today's params resolve to")
+        verb.add_argument("--output", type=Path, required=True, help="folder" if name != "runs" else "CSV file")
+    verb = _add(verbs, "explain", _explain, "say of each run of a suite what its digest is and what is there")
+    _suite_option(verb)
+    verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")
+    _suite_option(verb)
+    verb.add_argument("--yes", action="store_true", help="remove them")
+
+    mlflow = verbs.add_parser("mlflow", help="the mirror of the runs in MLflow").add_subparsers(
+        required=True, metavar="VERB"
+    )
+    verb = _add(
+        mlflow, "init", _mlflow_init, "create the store and the suite's experiment; one process, before any run"
+    )
+    _suite_option(verb)
+    verb.add_argument("--output", type=Path)
+    verb = _add(mlflow, "sync", _mlflow_sync, "bring MLflow up to date with the files; twice makes no duplicates")
+    verb.add_argument("--suite", help="default: all")
+    return parser
+
+
+def _add(verbs: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(run=function)
+    return verb
+
+
+def _suite_option(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--suite", default="demo", help="a file of params/suites (default: demo)")
+
+
+def _run_options(verb: argparse.ArgumentParser) -> None:
+    _suite_option(verb)
+    verb.add_argument("--experiment", required=True, help="an experiment that the suite names")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--digest", help="refuse to run if params resolve to another one")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""mmdet's and mmengine's view of this package's data and evaluation; importing registers all of them."""
+
+from tsd.engine.adapters.evaluation import CocoFigures
+from tsd.engine.adapters.loading import EpochSampler, ResumableBatchSampler, SeededDataset, StrictLoadImage
+from tsd.engine.adapters.random import StatelessRandomHook
+
+__all__ = [
+    "CocoFigures",
+    "EpochSampler",
+    "ResumableBatchSampler",
+    "SeededDataset",
+    "StatelessRandomHook",
+    "StrictLoadImage",
+]

@@ -1,0 +1,52 @@
+"""COCO figures as an mmengine metric, for the evaluation during training and by mmdet's own tools."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+
+from tsd.data.coco import load_coco
+from tsd.evaluation.coco import evaluate_coco
+
+Detection = dict[str, Any]
+
+
+def to_coco(image_id: int, instances: Any, category_ids: Sequence[int]) -> list[Detection]:
+    """Detections of one picture as standard COCO results: xywh boxes in original pixels, the file's category ids."""
+    boxes = instances["bboxes"].detach().cpu().double().numpy()
+    scores = instances["scores"].detach().cpu().double().numpy()
+    labels = instances["labels"].detach().cpu().numpy()
+    return [
+        {
+            "image_id": int(image_id),
+            "category_id": int(category_ids[label]),
+            "bbox": [round(float(value), 4) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(float(score), 6),
+        }
+        for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
+    ]
+
+
+@METRICS.register_module()
+class CocoFigures(BaseMetric):
+    """The 12 COCO figures over a whole annotation file."""
+
+    default_prefix = None
+
+    def __init__(self, annotations: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.annotations = Path(annotations)
+        self.category_ids = [category["id"] for category in load_coco(self.annotations, None)["categories"]]
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            self.results.append(to_coco(sample["img_id"], sample["pred_instances"], self.category_ids))
+
+    def compute_metrics(self, results: list[list[Detection]]) -> dict[str, float]:
+        detections = [detection for picture in results for detection in picture]
+        figures = evaluate_coco(self.annotations, detections)["metrics"]
+        MMLogger.get_current_instance().info(figures)
+        return {name: float("nan") if value is None else value for name, value in figures.items()}

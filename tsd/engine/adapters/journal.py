@@ -1,0 +1,122 @@
+"""What a training tells while it runs: ``log.jsonl``, a progress bar, checkpoints, and a stop at the first NaN."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from tqdm import tqdm
+
+from tsd.files import write_text
+
+
+class DivergedError(RuntimeError):
+    """A loss became NaN or infinite; no checkpoint is written after it."""
+
+
+class JournalHook(Hook):
+    """Check every loss, log every ``log_steps`` steps and each evaluation, and show progress with ETA and losses.
+
+    A line of ``log.jsonl`` holds the figures of one step (not an average over steps), so that a resumed training
+    writes the same lines as one that was never stopped.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, path: Path, log_steps: int, title: str) -> None:
+        self.path, self.log_steps, self.title = path, log_steps, title
+        self.bar: tqdm | None = None
+        self.started = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        """Drop the log lines of steps that will be done again, and open the progress bar."""
+        self._truncate(runner.iter)
+        interval = 0.5 if sys.stderr.isatty() else 20.0
+        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.title, unit="step", mininterval=interval)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.started = time.perf_counter()
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        step = runner.iter + 1
+        # On a GPU reading a loss waits for the step: only do it when a line is written.
+        if step % self.log_steps and torch.cuda.is_available():
+            return
+        figures = {name: float(value.detach()) for name, value in outputs.items()}
+        wrong = [name for name, value in figures.items() if "loss" in name and not math.isfinite(value)]
+        if wrong:
+            raise DivergedError(
+                f"{', '.join(wrong)} became {figures[wrong[0]]} at step {step} (epoch {runner.epoch + 1}); "
+                "lower schedule.lr or lengthen the warm-up; the last checkpoint is from before that step"
+            )
+        assert self.bar is not None
+        self.bar.set_postfix({"epoch": runner.epoch + 1, "loss": f"{figures['loss']:.3f}"}, refresh=False)
+        self.bar.update(step - self.bar.n)
+        if step % self.log_steps == 0:
+            lr = runner.optim_wrapper.get_lr()["lr"][0]
+            seconds = time.perf_counter() - self.started
+            self._write(runner, step, {"lr": lr, **figures, "seconds_per_step": round(seconds, 4)})
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        figures = {f"val/{name}": value for name, value in (metrics or {}).items() if math.isfinite(value)}
+        self._write(runner, runner.iter, figures)
+        tqdm.write(
+            f"{self.title}: epoch {runner.epoch}: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}"
+            if metrics
+            else "",
+            file=sys.stderr,
+        )
+
+    def after_train(self, runner: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    @master_only
+    def _write(self, runner: Any, step: int, figures: dict[str, float]) -> None:
+        line = {"time": time.time(), "step": step, "epoch": runner.epoch, **figures}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @master_only
+    def _truncate(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                known = json.loads(line)["step"] <= step
+            except (json.JSONDecodeError, KeyError, TypeError):
+                break  # the line that was being written when the process was killed
+            if known:
+                kept.append(line)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+
+class CheckpointHook(Hook):
+    """Write the training state every ``every`` steps and after each epoch, then call ``saved(step)``."""
+
+    priority = "LOWEST"
+
+    def __init__(self, folder: Path, every: int, saved: Callable[[int], None]) -> None:
+        self.folder, self.every, self.saved = folder, every, saved
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        step = runner.iter + 1
+        # The end of an epoch is saved after its evaluation, see `after_epoch_done`.
+        if step % self.every == 0 and step % len(runner.train_dataloader):
+            self._save(runner, runner.epoch, step)
+
+    def after_epoch_done(self, runner: Any) -> None:
+        """Called by ResumableTrainLoop when an epoch and its evaluation are done."""
+        self._save(runner, runner.epoch, runner.iter)
+
+    @master_only
+    def _save(self, runner: Any, epoch: int, step: int) -> None:
+        runner.save_training_state(self.folder, epoch, step)
+        self.saved(step)

@@ -1,0 +1,122 @@
+"""Checkpoints: tensors and plain types only, written atomically, read by one strict loader.
+
+mmengine's own loader tries ``weights_only=True`` and falls back to unpickling, which runs whatever code a file
+carries; nothing in this package uses it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tsd.errors import CheckpointError
+from tsd.files import atomic_path
+
+_STEP = re.compile(r"step_(\d{8})\.pth$")
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How the keys of a state dict met those of a model."""
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} matched"]
+        for name in ("missing", "unexpected", "misshapen"):
+            keys = getattr(self, name)
+            if keys:
+                parts.append(f"{len(keys)} {name} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})")
+        return ", ".join(parts)
+
+
+def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running anything that it carries.
+
+    Raises:
+        CheckpointError: missing or truncated file, a file that holds more than tensors and plain types,
+            or one without a ``state_dict``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: refused: not a whole checkpoint of tensors and plain types ({reason[:160]})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dictionary with a state_dict, got {type(content).__name__}")
+    return content
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically and read it back under the strict loader's rules before it counts."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+        load(temporary)
+
+
+def load_model(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Load a run's weights; every key must fit. Returns the checkpoint's ``meta``.
+
+    Raises:
+        CheckpointError: any missing, unexpected or misshapen key.
+    """
+    content = load(path)
+    report = fit(model, _state_dict(content, path))
+    if report.missing or report.unexpected or report.misshapen:
+        raise CheckpointError(f"{path}: does not fit the model: {report}")
+    meta = content.get("meta", {})
+    return meta if isinstance(meta, dict) else {}
+
+
+def load_pretrained(backbone: nn.Module, path: Path) -> KeyReport:
+    """Load a classifier's weights (torchvision's layout) into a backbone; a classifier's last layer may be left over.
+
+    Raises:
+        CheckpointError: a key of the backbone is missing or misshapen.
+    """
+    content = load(path)
+    report = fit(backbone, content.get("state_dict", content))
+    left = [key for key in report.unexpected if not key.startswith("fc.")]
+    if report.missing or report.misshapen or left:
+        raise CheckpointError(f"{path}: does not fit the backbone: {report}")
+    return report
+
+
+def fit(module: nn.Module, state: dict[str, torch.Tensor]) -> KeyReport:
+    """Copy what fits of ``state`` into ``module``, and say what did not."""
+    own = module.state_dict()
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    matched = {key: state[key] for key in own if key in state and key not in misshapen}
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    module.load_state_dict(matched, strict=False)
+    return KeyReport(sorted(matched), missing, sorted(set(state) - set(own)), misshapen)
+
+
+def steps(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Checkpoints of a training, newest first, as (step, file)."""
+    found = [(int(match[1]), path) for path in folder.glob("step_*.pth") if (match := _STEP.search(path.name))]
+    yield from sorted(found, reverse=True)
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """File of the checkpoint after ``step`` optimiser steps."""
+    return folder / f"step_{step:08d}.pth"
+
+
+def _state_dict(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: no state_dict in it")
+    return state

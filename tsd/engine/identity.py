@@ -1,0 +1,39 @@
+"""What a suite's data is, as one digest that enters every run's folder name."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tsd.data.manifest import folder_manifest, pinned_md5
+from tsd.engine.params import Suite
+
+PIN = Path("data.dvc")
+
+
+def manifest_path(suite: Suite) -> Path | None:
+    """The manifest of generated data, or None for a folder of the user's own."""
+    return Path(suite.data["folder"], "manifest.json") if suite.data["format"] == "generated" else None
+
+
+def pinned(suite: Suite) -> str | None:
+    """MD5 of the suite's manifest as pinned in ``data.dvc``; None if it is not listed there."""
+    path = manifest_path(suite)
+    return pinned_md5(suite.root / PIN, str(path)) if path else None
+
+
+def data_digest(suite: Suite) -> str:
+    """Digest of the suite's data, known before the data is there.
+
+    Generated scenes: of the generator's parameters and, if listed, of the pin in ``data.dvc``; the rule that
+    verifies the data ties both to the bytes on disk. A folder of the user's own: of its manifest (digests of the
+    annotation files, names and sizes of the pictures that they list).
+
+    Raises:
+        InputError: an annotation file of the user's own data is missing or broken.
+    """
+    if suite.data["format"] == "generated":
+        content = [suite.data["generate"], pinned(suite)]
+    else:
+        train, val = suite.split("train"), suite.split("val")
+        content = [folder_manifest(train, val)["splits"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,289 @@
+"""From ``params/`` to resolved experiments: validated, merged, with a stable digest.
+
+Light on purpose: the Snakefile and every verb import it, so it needs neither torch nor mmdet.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+from referencing import Registry, Resource
+
+import tsd
+from tsd.errors import ParamsError
+
+Settings = dict[str, Any]
+
+MONITOR = {"val_epochs": 1, "log_steps": 50, "checkpoint_steps": 1000}
+RESOURCES = {"gpu": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite: which experiments run on which data. ``settings[experiment]`` is merged and complete."""
+
+    name: str
+    root: Path
+    description: str
+    data: dict[str, Any]
+    recipe: str
+    experiments: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: dict[str, Settings]
+    monitor: dict[str, int]
+    resources: dict[str, int]
+
+    def split(self, name: str) -> tuple[Path, Path]:
+        """(annotation file, picture folder) of ``train`` or ``val``, relative to the root."""
+        if self.data["format"] == "generated":
+            folder = Path(self.data["folder"])
+            return folder / "annotations" / f"instances_{name}.json", folder / name
+        return Path(self.data[name]["annotations"]), Path(self.data[name]["images"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an experiment of a suite with a seed, and the folders that belong to it."""
+
+    suite: Suite
+    experiment: str
+    seed: int
+    data_digest: str
+
+    @property
+    def settings(self) -> Settings:
+        return self.suite.settings[self.experiment]
+
+    @property
+    def training(self) -> Settings:
+        """The settings that determine the weights: all but the test's and the title."""
+        return {key: value for key, value in self.settings.items() if key not in ("test", "title")}
+
+    @property
+    def digest(self) -> str:
+        """Hash of what determines the training: settings, recipe, data and ``tsd.REVISION``."""
+        return _hash([self.training, self.suite.recipe, self.data_digest, tsd.REVISION])
+
+    @property
+    def test_digest(self) -> str:
+        """Hash of what determines the evaluation beyond the training."""
+        return _hash([self.settings["test"], self.data_digest, tsd.REVISION])
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, relative to the root."""
+        return Path("results", self.suite.name, "runs", self.experiment, self.digest, f"seed{self.seed}")
+
+    @property
+    def eval_folder(self) -> Path:
+        return self.folder / "eval" / self.test_digest
+
+    def describe(self) -> dict[str, Any]:
+        """The resolved experiment as plain data, as written to ``experiment.yaml``."""
+        return {
+            "suite": self.suite.name,
+            "experiment": self.experiment,
+            "seed": self.seed,
+            "digest": self.digest,
+            "test_digest": self.test_digest,
+            "data_digest": self.data_digest,
+            "recipe": self.suite.recipe,
+            "revision": tsd.REVISION,
+            "data": self.suite.data,
+            "params": copy.deepcopy(self.settings),
+        }
+
+
+def load_suite(name: str, root: Path = Path(".")) -> Suite:
+    """Read, validate and merge a suite.
+
+    Raises:
+        ParamsError: unknown suite or experiment, unknown key, wrong type; names file and key.
+    """
+    schemas = _schemas(root)
+    experiments_file = root / "params" / "experiments.yaml"
+    suite_file = root / "params" / "suites" / f"{name}.yaml"
+    if not suite_file.exists():
+        known = sorted(path.stem for path in suite_file.parent.glob("*.yaml"))
+        raise ParamsError(f"{suite_file}: no such suite; there are: {', '.join(known)}{_hint(name, known)}")
+    book = _read(experiments_file, schemas["experiments"])
+    raw = _read(suite_file, schemas["suite"])
+    recipe = raw.get("recipe", "paper")
+    if recipe not in book["recipes"]:
+        raise ParamsError(f"{suite_file}: recipe: expected one of {', '.join(book['recipes'])}, got {recipe!r}")
+    settings = {}
+    for index, experiment in enumerate(raw["experiments"]):
+        if experiment not in book["experiments"]:
+            raise ParamsError(
+                f"{suite_file}: experiments.{index}: no experiment {experiment!r} in {experiments_file}"
+                f"{_hint(experiment, book['experiments'])}"
+            )
+        layers = (
+            book["defaults"],
+            book["recipes"][recipe],
+            book["experiments"][experiment],
+            raw.get("override", {}),
+        )
+        settings[experiment] = _merge(*layers)
+        if settings[experiment]["head"]["type"] == "sibling":
+            settings[experiment]["head"].pop("delta_channels", None)
+        _check_complete(settings[experiment], f"{suite_file}: {experiment}")
+    return Suite(
+        name=name,
+        root=root,
+        description=raw["description"],
+        data=raw["data"],
+        recipe=recipe,
+        experiments=tuple(raw["experiments"]),
+        seeds=tuple(raw["seeds"]),
+        settings=settings,
+        monitor=MONITOR | raw.get("monitor", {}),
+        resources=RESOURCES | raw.get("resources", {}),
+    )
+
+
+def suites(root: Path = Path(".")) -> list[str]:
+    """Names of all suites."""
+    return sorted(path.stem for path in (root / "params" / "suites").glob("*.yaml"))
+
+
+def get_run(suite: Suite, experiment: str, seed: int, data_digest: str) -> Run:
+    """The run of an experiment of the suite.
+
+    Raises:
+        ParamsError: the suite does not name that experiment.
+    """
+    if experiment not in suite.experiments:
+        raise ParamsError(
+            f"params/suites/{suite.name}.yaml: experiments: no {experiment!r}; "
+            f"there are: {', '.join(suite.experiments)}{_hint(experiment, suite.experiments)}"
+        )
+    return Run(suite, experiment, seed, data_digest)
+
+
+def get_runs(suite: Suite, data_digest: str) -> list[Run]:
+    """Every run of the suite, experiments first, then seeds."""
+    return [Run(suite, name, seed, data_digest) for name in suite.experiments for seed in suite.seeds]
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML with plain types; a key given twice is an error.
+
+    Raises:
+        ParamsError: missing file, broken YAML, or a repeated key; names line and column.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
+        raise ParamsError(f"{path}: {where}{getattr(error, 'problem', error)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read(path: Path, validator: Draft202012Validator) -> Any:
+    content = read_yaml(path)
+    error = best_match(_leaves(validator.iter_errors(content)))
+    if error is not None:
+        raise ParamsError(f"{path}: {_sentence(error)}")
+    return content
+
+
+def _leaves(errors: Iterator[ValidationError]) -> Iterator[ValidationError]:
+    for error in errors:
+        yield from _leaves(iter(error.context)) if error.context else (error,)
+
+
+def _sentence(error: ValidationError) -> str:
+    key = ".".join(map(str, error.absolute_path))
+    prefix = f"{key}: " if key else ""
+    got = json.dumps(error.instance, default=str)
+    rule = error.validator_value
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = [name for name in error.instance if name not in known]
+        full = ".".join(filter(None, [key, str(unknown[0])]))
+        return f"{full}: unknown key{_hint(str(unknown[0]), known)}; known: {', '.join(known)}"
+    if error.validator == "required":
+        missing = [name for name in rule if name not in error.instance]
+        return f"{'.'.join(filter(None, [key, missing[0]]))}: missing key"
+    if error.validator == "enum":
+        return f"{prefix}expected one of {', '.join(map(str, rule))}, got {got}"
+    what = error.schema.get("description")
+    if error.validator == "type":
+        kind = " or ".join([rule] if isinstance(rule, str) else rule)
+        return f"{prefix}expected {what or kind}, got {got}"
+    if what and error.validator in ("minimum", "maximum", "exclusiveMinimum"):
+        return f"{prefix}expected {what}, got {got}"
+    return f"{prefix}{error.message}"
+
+
+def _schemas(root: Path) -> dict[str, Draft202012Validator]:
+    folder = root / "workflow" / "schemas"
+    if not folder.is_dir():
+        raise ParamsError(f"{folder}: no such folder; run the command in the root of the repository")
+    content = {path.name.split(".")[0]: yaml.safe_load(path.read_text()) for path in folder.glob("*.schema.yaml")}
+    registry: Registry = Registry().with_resources(
+        (name, Resource.from_contents(schema)) for name, schema in content.items()
+    )
+    return {name: Draft202012Validator(schema, registry=registry) for name, schema in content.items()}
+
+
+def _merge(*layers: Settings) -> Settings:
+    merged: Settings = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            merged[key] = (
+                _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
+            )
+    return merged
+
+
+def _check_complete(settings: Settings, where: str) -> None:
+    """Cross-key rules that a schema of optional keys cannot say."""
+    head = settings["head"]
+    tsd_only = set(head) - {"type", "fc_channels"}
+    if head["type"] == "sibling" and tsd_only:
+        raise ParamsError(f"{where}: head.{sorted(tsd_only)[0]}: only a head of type tsd has it")
+    if (head.get("pc_cls") or head.get("pc_loc")) and not head.get("joint_sibling", True):
+        raise ParamsError(
+            f"{where}: head.joint_sibling: the progressive constraint compares with the sibling head: true"
+        )
+    schedule = settings["schedule"]
+    if any(step >= schedule["epochs"] for step in schedule["milestones"]):
+        raise ParamsError(
+            f"{where}: schedule.milestones: expected epochs below schedule.epochs = {schedule['epochs']}, "
+            f"got {schedule['milestones']}"
+        )
+
+
+def _hint(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

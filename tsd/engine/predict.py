@@ -1,0 +1,86 @@
+"""Predict with a run's checkpoint: standard COCO results, and what Figure 5 shows of the derived proposals."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsd.engine.params import Run
+from tsd.files import atomic_path, write_text
+
+PROPOSAL_FIELDS = {"proposals": "proposal", "reg_proposals": "reg_proposal", "cls_points": "cls_points"}
+"""Field of the detector's result → array of ``proposals.npz``."""
+
+
+def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = None) -> int:
+    """Detect on the suite's val pictures; returns the number of detections.
+
+    Writes ``output`` (COCO results JSON, sorted by picture and falling score) and beside it ``proposals.npz``:
+    image_id (N,), bbox (N, 4) xyxy, score (N,), category_id (N,), all in original pixels and, for a TSD head,
+    proposal (N, 4), reg_proposal (N, 4) and cls_points (N, k, k, 2).
+
+    Args:
+        run: whose detector and data.
+        checkpoint_path: its weights.
+        output: predictions file.
+        limit: only the first pictures, for a trial.
+
+    Raises:
+        InputError: checkpoint or pictures can't be used.
+    """
+    import torch
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+    from tqdm import tqdm
+
+    from tsd.engine import checkpoint
+    from tsd.engine.adapters import CocoFigures
+    from tsd.engine.adapters.evaluation import to_coco
+    from tsd.engine.config import load_config
+
+    if run.suite.resources["gpu"] == 0:
+        torch.set_num_threads(run.suite.resources["threads"])
+    config = load_config(run)
+    if run.settings["head"]["type"] == "tsd":
+        config.model.test_cfg.rcnn.keep_proposals = True
+    init_default_scope("mmdet")
+    model = MODELS.build(config.model)
+    checkpoint.load_model(model, checkpoint_path)
+    model.to("cuda" if torch.cuda.is_available() and run.suite.resources["gpu"] else "cpu").eval()
+    loader = Runner.build_dataloader(config.test_dataloader)
+    category_ids = CocoFigures(str(run.suite.split("val")[0])).category_ids
+    detections: list[dict[str, Any]] = []
+    details: dict[str, list[np.ndarray]] = {}
+    interval = 0.5 if sys.stderr.isatty() else 20.0
+    with torch.inference_mode():
+        for index, batch in enumerate(tqdm(loader, desc=run.experiment, unit="picture", mininterval=interval)):
+            if limit is not None and index >= limit:
+                break
+            for sample in model.test_step(batch):
+                found = sample.pred_instances
+                detections += to_coco(sample.img_id, found, category_ids)
+                _collect(details, sample.img_id, found, category_ids)
+    order = sorted(range(len(detections)), key=lambda i: (detections[i]["image_id"], -detections[i]["score"], i))
+    write_text(output, json.dumps([detections[i] for i in order]) + "\n")
+    arrays = {name: np.concatenate(parts)[order] for name, parts in details.items()}
+    with atomic_path(output.with_name("proposals.npz")) as temporary:
+        np.savez(temporary, allow_pickle=False, **arrays)
+    return len(detections)
+
+
+def _collect(details: dict[str, list[np.ndarray]], image_id: int, found: Any, category_ids: list[int]) -> None:
+    labels = found.labels.cpu().numpy()
+    arrays = {
+        "image_id": np.full(len(labels), image_id, dtype=np.int64),
+        "bbox": found.bboxes.cpu().numpy(),
+        "score": found.scores.cpu().numpy(),
+        "category_id": np.asarray(category_ids, dtype=np.int64)[labels],
+    }
+    for field, name in PROPOSAL_FIELDS.items():
+        if field in found:
+            arrays[name] = found.get(field).cpu().numpy()
+    for name, array in arrays.items():
+        details.setdefault(name, []).append(array)

@@ -1,0 +1,150 @@
+"""From the metrics of a suite's runs to its tables and figures, and what is known of the runs themselves."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from tsd.engine.identity import data_digest
+from tsd.engine.params import Run, Suite, get_runs
+from tsd.files import read_json, write_json, write_text
+from tsd.report import tables
+
+PARAMS = Path("params")
+
+
+def existing_metrics(suite: Suite) -> list[Path]:
+    """metrics.json files that today's params resolve to and that are there."""
+    runs = get_runs(suite, data_digest(suite))
+    return [path for run in runs if (path := run.eval_folder / "metrics.json").exists()]
+
+
+def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
+    """Write every table as CSV, Markdown and LaTeX, all on one page, and ``tables.json``; returns the ablation as text."""
+    files = existing_metrics(suite) if metrics is None else list(metrics)
+    results = tables.collect_results(files)
+    reported = tables.load_reported(PARAMS)
+    note = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for COCO minival."
+    made = [
+        tables.build_table(name, definition, results, reported, note)
+        for name, definition in tables.load_tables(PARAMS).items()
+    ]
+    for table in made:
+        tables.write_table(table, out)
+    write_text(out / "tables.html", tables.to_html(made))
+    means = (
+        results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
+    )
+    content: dict[str, dict[str, float]] = {}
+    for (experiment, metric), value in means.items():  # type: ignore[misc]
+        content.setdefault(experiment, {})[metric] = round(float(value), 6)
+    write_json(out / "tables.json", content)
+    return tables.to_text(made[0])
+
+
+def make_run_list(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> None:
+    """Write a line per run: experiment, seed, digest, git commit and the COCO figures."""
+    files = existing_metrics(suite) if metrics is None else list(metrics)
+    lines = []
+    for path in files:
+        content = read_json(path)
+        facts = {key: content["run"][key] for key in ("experiment", "seed", "digest", "git_commit", "git_dirty")}
+        lines.append(facts | content["metrics"])
+    columns = ["experiment", "seed", "digest", "git_commit", "git_dirty"]
+    frame = pd.DataFrame(lines) if lines else pd.DataFrame(columns=columns)
+    write_text(out, frame.round(4).to_csv(index=False))
+
+
+def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> None:
+    """Draw every figure that the runs allow into ``out/pictures``; ``figures.json`` says which, and why others not."""
+    from tsd.report import figures
+
+    files = existing_metrics(suite) if metrics is None else list(metrics)
+    known = {path: read_json(path)["run"] for path in files}
+    pictures = out / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    definitions = tables.load_figures(PARAMS)
+    done: dict[str, str] = {}
+    titles = {name: suite.settings[name].get("title", name) for name in suite.experiments}
+    present = {
+        name: title for name, title in titles.items() if any(run["experiment"] == name for run in known.values())
+    }
+    if present:
+        figures.figure6(tables.collect_results(files), present, pictures / "figure6.png")
+        done["figure6"] = definitions["figure6"]["title"]
+        logs = {
+            f"{run['experiment']} seed{run['seed']}": _log(path.parents[2] / "log.jsonl") for path, run in known.items()
+        }
+        figures.training_curves(logs, pictures / "training_curves.png")
+        done["training_curves"] = "loss and AP50 during training"
+    else:
+        done["figure6"] = "not run"
+    done["figure5"] = _figure5(suite, files, known, definitions["figure5"], pictures)
+    write_json(out / "figures.json", done)
+
+
+def _figure5(
+    suite: Suite, files: Sequence[Path], known: dict[Path, dict[str, object]], definition: dict, pictures: Path
+) -> str:
+    from tsd.data.coco import load_coco
+    from tsd.engine.record import annotated_pictures
+    from tsd.report import figures
+
+    first = {str(known[path]["experiment"]): path for path in reversed(files)}
+    chosen = next((name for name in definition["tsd"] if name in first), None)
+    if chosen is None or definition["baseline"] not in first:
+        return "not run"
+    annotations, images = suite.split("val")
+    names = {category["id"]: category["name"] for category in load_coco(annotations, None)["categories"]}
+    baseline, tsd = (
+        figures.read_detections(first[name].with_name("proposals.npz")) for name in (definition["baseline"], chosen)
+    )
+    scenes = [
+        figures.Scene(
+            image, truth, labels, figures.of_picture(baseline, key, names), figures.of_picture(tsd, key, names)
+        )
+        for key, image, truth, labels in annotated_pictures(annotations, images)
+    ]
+    picked = figures.select_scenes(scenes, definition["scenes"])
+    figures.figure5(picked, pictures / "figure5.png", (definition["baseline"], chosen))
+    return str(definition["title"])
+
+
+def _log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def explain(suite: Suite) -> str:
+    """A line per run of the suite: digest, folder, and what is there of it."""
+    lines = [f"data digest {data_digest(suite)}, recipe {suite.recipe}"]
+    for run in get_runs(suite, data_digest(suite)):
+        lines.append(f"{run.experiment:12s} seed{run.seed}  {_state(run):34s} {run.folder}")
+    return "\n".join(lines)
+
+
+def _state(run: Run) -> str:
+    if (run.eval_folder / "metrics.json").exists():
+        return "evaluated"
+    if (run.folder / "checkpoint.pth").exists():
+        return "trained, to be evaluated"
+    status = run.folder / "status.json"
+    if status.exists():
+        content = read_json(status)
+        return f"{content['status'].lower()}, resumes" + (f": {content['error']}" if content["error"] else "")
+    return "to be trained"
+
+
+def stale_runs(suite: Suite) -> list[Path]:
+    """Run folders of the suite that today's params no longer resolve to."""
+    runs = get_runs(suite, data_digest(suite))
+    current = {run.folder for run in runs}
+    found = sorted(Path("results", suite.name, "runs").glob("*/*/seed*"))
+    stale = [folder for folder in found if folder not in current]
+    for run in runs:
+        evaluations = sorted((run.folder / "eval").glob("*"))
+        stale += [folder for folder in evaluations if folder != run.eval_folder]
+    if not stale:
+        print("nothing to prune", file=sys.stderr)
+    return stale

@@ -1,0 +1,106 @@
+"""mmengine's Runner with strict checkpoints, and a training loop that resumes at any step.
+
+Nothing random is saved: data order, augmentation and sampling are functions of (seed, position), so a resumed
+training continues the same sequence and ends with the same weights as one that was never stopped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.registry import LOOPS, RUNNERS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from tsd.engine import checkpoint
+
+
+@RUNNERS.register_module()
+class StrictRunner(Runner):
+    """Runner whose checkpoints hold tensors and plain types, and are only read so."""
+
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
+        """Load weights for evaluation; every key must fit.
+
+        Raises:
+            CheckpointError: see :func:`tsd.engine.checkpoint.load_model`.
+        """
+        return checkpoint.load_model(self._bare_model, Path(filename))
+
+    def resume(self, filename: str, *_: Any, **__: Any) -> None:
+        """Continue a training from a checkpoint written by :meth:`save_training_state`.
+
+        Raises:
+            CheckpointError: the file can't be trusted or belongs to another model.
+        """
+        path = Path(filename)
+        content = checkpoint.load(path)
+        checkpoint.load_model(self._bare_model, path)
+        self.train_loop._epoch = content["meta"]["epoch"]
+        self.train_loop._iter = content["meta"]["iter"]
+        self.optim_wrapper.load_state_dict(content["optimizer"])
+        for scheduler, state in zip(self.param_schedulers, content["param_schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+
+    def save_training_state(self, folder: Path, epoch: int, step: int, keep: int = 2) -> Path:
+        """Write all that resuming needs, then drop all but the newest ``keep`` checkpoints.
+
+        Args:
+            folder: the run's ``checkpoints``.
+            epoch: epochs done.
+            step: optimiser steps done.
+            keep: checkpoints kept.
+        """
+        path = checkpoint.step_path(folder, step)
+        content = self.weights(epoch, step)
+        content["optimizer"] = self.optim_wrapper.state_dict()
+        content["param_schedulers"] = [scheduler.state_dict() for scheduler in self.param_schedulers]
+        checkpoint.save(path, content)
+        for _, old in list(checkpoint.steps(folder))[keep:]:
+            old.unlink()
+        return path
+
+    def weights(self, epoch: int, step: int) -> dict[str, Any]:
+        """Weights and what they are, as plain data."""
+        state = {key: value.detach().cpu() for key, value in self._bare_model.state_dict().items()}
+        meta = {"epoch": epoch, "iter": step, "seed": self.seed, "config": self.cfg.pretty_text}
+        classes = self.cfg.train_dataloader.dataset.dataset.metainfo.classes
+        return {"meta": meta | {"dataset_meta": {"classes": list(classes)}}, "state_dict": state}
+
+    @property
+    def _bare_model(self) -> torch.nn.Module:
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(EpochBasedTrainLoop):
+    """Epochs of batches; after a resume the first epoch starts at the batch where the training stopped.
+
+    An epoch ends with its evaluation; ``after_epoch_done`` of the hooks then writes the checkpoint, so that a
+    training killed during the evaluation does the evaluation again.
+    """
+
+    def run(self) -> torch.nn.Module:
+        self.runner.call_hook("before_train")
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+            if self.runner.val_loop is not None and due:
+                self.runner.val_loop.run()
+            self.runner.call_hook("after_epoch_done")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        skip = getattr(self.dataloader.batch_sampler, "skip", None)
+        if skip is not None:
+            skip(done)
+        elif done:
+            raise RuntimeError("resuming inside an epoch needs ResumableBatchSampler as batch_sampler")
+        for index, batch in enumerate(self.dataloader, start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1

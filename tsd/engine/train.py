@@ -1,0 +1,180 @@
+"""Train one run: resumable at any moment, recorded in files first, mirrored to MLflow when it can be."""
+
+import datetime
+import fcntl
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tsd.engine import tracking
+from tsd.engine.params import Run
+from tsd.errors import InputError
+from tsd.files import read_json, write_json, write_text
+
+MIRROR_SECONDS = 60.0
+"""MLflow is brought up to date at checkpoints, but not more often than this."""
+
+
+def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None) -> Path:
+    """Train, or go on where a killed training stopped. Returns the run's folder with ``checkpoint.pth`` in it.
+
+    Args:
+        run: the run; all files go to ``run.folder`` below the current folder.
+        uri: MLflow tracking URI, None for no mirror.
+        table_rows: rows of the paper's tables that show this run, as ``table/row``.
+
+    Raises:
+        InputError: bad data, pictures or checkpoint; another process trains the same run.
+        DivergedError: a loss became NaN or infinite.
+    """
+    folder = run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder), _interruptible():
+        write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
+        write_json(folder / "environment.json", environment())
+        _set_status(folder, "RUNNING")
+        try:
+            _train(run, folder, uri)
+        except BaseException as error:
+            _set_status(folder, "FAILED", _reason(error))
+            if uri:
+                tracking.mirror(folder, uri)
+            raise
+        _set_status(folder, "FINISHED")
+        if uri:
+            tracking.mirror(folder, uri)
+    return folder
+
+
+def _train(run: Run, folder: Path, uri: str | None) -> None:
+    import torch
+
+    from tsd.engine import checkpoint
+    from tsd.engine.adapters.journal import CheckpointHook, JournalHook
+    from tsd.engine.config import load_config
+    from tsd.engine.runner import StrictRunner
+
+    if run.suite.resources["gpu"] == 0:
+        torch.set_num_threads(run.suite.resources["threads"])
+    config = load_config(run)
+    write_text(folder / "config.py", config.pretty_text)
+    runner = StrictRunner.from_cfg(config)
+    title = f"{run.experiment} seed{run.seed}"
+    mirrored = [0.0]
+
+    def saved(_: int) -> None:
+        if uri and time.monotonic() - mirrored[0] > MIRROR_SECONDS:
+            tracking.mirror(folder, uri)
+            mirrored[0] = time.monotonic()
+
+    runner.register_hook(JournalHook(folder / "log.jsonl", run.suite.monitor["log_steps"], title))
+    every = run.suite.monitor["checkpoint_steps"]
+    runner.register_hook(CheckpointHook(folder / "checkpoints", every, saved))
+    if (pretrained := run.settings["backbone"]["pretrained"]) is not None:
+        path = _weights(pretrained)
+        print(f"{path}: {checkpoint.load_pretrained(runner.model.backbone, path)}", file=sys.stderr)
+    newest = next(checkpoint.steps(folder / "checkpoints"), None)
+    if newest is not None:
+        print(f"{title}: resuming after step {newest[0]} from {newest[1]}", file=sys.stderr)
+        runner._resume, runner._load_from = True, str(newest[1])
+    runner.train()
+    checkpoint.save(folder / "checkpoint.pth", runner.weights(runner.epoch, runner.iter))
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run is made: git commit, versions, machine, Slurm job."""
+    import mmcv
+    import mmdet
+    import torch
+
+    commit, dirty = git_state()
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mmdet": mmdet.__version__,
+        "mmcv": mmcv.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "hostname": platform.node(),
+        "platform": platform.platform(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it), or (None, None) outside git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit.stdout.strip(), bool(changes.stdout.strip())
+
+
+def _weights(name: str) -> Path:
+    """A pretrained file by path, or by name under ``TSD_WEIGHTS``."""
+    base = os.environ.get("TSD_WEIGHTS")
+    for path in [Path(name), *([Path(base, name)] if base else [])]:
+        if path.is_file():
+            return path
+    where = f"under TSD_WEIGHTS={base}" if base else "and TSD_WEIGHTS is not set"
+    raise InputError(
+        f"backbone.pretrained: no file {name} here {where}; put torchvision's weights there, "
+        "or set backbone.pretrained: null to train from scratch"
+    )
+
+
+def _set_status(folder: Path, status: str, error: str | None = None) -> None:
+    path = folder / "status.json"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = read_json(path)["started"] if path.exists() else now
+    ended = None if status == "RUNNING" else now
+    try:
+        write_json(path, {"status": status, "error": error, "started": started, "ended": ended})
+    except OSError as problem:  # a full disk must not hide the error that is being reported
+        print(f"{path}: not written: {problem}", file=sys.stderr)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:2000]
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; the system frees it when the process ends, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is training this run") from None
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn SIGTERM (a scheduler's time limit) into an orderly stop that marks the run."""
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(f"stopped by signal {signal.Signals(number).name}")
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

@@ -1,0 +1,49 @@
+"""A suite's data, checked before anything is trained on it."""
+
+from pathlib import Path
+
+from tsd.data.coco import load_coco
+from tsd.data.manifest import read_manifest, unpack, verify
+from tsd.engine.identity import data_digest, manifest_path, pinned
+from tsd.engine.params import Suite
+from tsd.errors import InputError
+
+
+def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object]:
+    """Check pin, manifest, digests and annotations; restore the pictures from their archive if they are missing.
+
+    Args:
+        suite: whose data.
+        check_pictures: decode every picture too.
+
+    Raises:
+        InputError: anything is missing or differs; the message lists what.
+    """
+    manifest = manifest_path(suite)
+    if manifest is not None:
+        _verify_generated(suite, manifest)
+    counts = {}
+    for split in ("train", "val"):
+        annotations, images = suite.split(split)
+        counts[split] = len(load_coco(annotations, images, check_pictures=check_pictures)["images"])
+    return {"suite": suite.name, "data_digest": data_digest(suite), **counts}
+
+
+def _verify_generated(suite: Suite, manifest: Path) -> None:
+    if not manifest.exists():
+        raise InputError(f"{manifest}: no such file; `make data` makes it, `dvc pull data.dvc` fetches it")
+    from tsd.data.generate import SceneSpec
+
+    wanted = SceneSpec.from_dict(suite.data["generate"])
+    made = read_manifest(manifest).get("spec")
+    if made is None or SceneSpec.from_dict(made) != wanted:
+        raise InputError(
+            f"{manifest}: made with other parameters than data.generate of params/suites/{suite.name}.yaml; "
+            "make it again with `tsd data generate --force` and, if data.dvc pins it, `dvc commit data.dvc`"
+        )
+    folder = manifest.parent
+    if not (folder / "train").is_dir() or not (folder / "val").is_dir():
+        unpack(folder / "pictures.tar", folder)
+    problems = verify(manifest, pinned(suite))
+    if problems:
+        raise InputError("\n".join(problems))
