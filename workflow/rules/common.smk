@@ -1,0 +1,53 @@
+# Params are read and validated here, once; everything below only names files.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir)))
+
+from snakemake.exceptions import WorkflowError
+
+from tsd.engine.identity import data_digest
+from tsd.engine.params import get_run, get_runs, load_suite
+from tsd.errors import InputError
+from tsd.report.tables import experiments_of, load_tables
+
+try:
+    SUITE = load_suite(str(config.get("suite", "demo")))
+    DATA_DIGEST = data_digest(SUITE)
+    TABLES = load_tables(Path("params"))
+except InputError as error:
+    raise WorkflowError(str(error))
+
+RUNS = get_runs(SUITE, DATA_DIGEST)
+RESULTS = f"results/{SUITE.name}"
+METRICS = [str(run.eval_folder / "metrics.json") for run in RUNS]
+ONLY_EXISTING = {"tables", "figures", "report"}
+
+
+wildcard_constraints:
+    experiment="[a-z][a-z0-9_]*",
+    digest="[0-9a-f]{12}",
+    test_digest="[0-9a-f]{12}",
+    seed="[0-9]+",
+
+
+def metrics_of(experiments):
+    """Metrics of all seeds of those experiments that the suite names."""
+    return [str(run.eval_folder / "metrics.json") for run in RUNS if run.experiment in experiments]
+
+
+def wanted_metrics(wildcards):
+    """All metrics of the suite; what exists already where only tables, figures or the report are asked for."""
+    targets = set(workflow.dag_settings.targets)
+    if targets and targets <= ONLY_EXISTING:
+        return [path for path in METRICS if Path(path).exists()]
+    if targets and targets <= set(TABLES):
+        return metrics_of({name for table in targets for name in experiments_of(TABLES[table])})
+    if targets and not targets <= {"all"}:
+        return [path for path in METRICS if Path(path).exists()]
+    return METRICS
+
+
+def resource(name):
+    """What the suite asks for one training."""
+    return SUITE.resources[name]

@@ -1,0 +1,71 @@
+# Tables beside the paper's figures. The targets `tables`, `figures` and `report` take the metrics that exist; `all` and
+# a single table train what they need.
+TABLE_FILES = [
+    f"{RESULTS}/tables/{name}.{kind}"
+    for name in TABLES
+    for kind in ("csv", "md", "tex")
+]
+
+
+rule make_tables:
+    input:
+        metrics=wanted_metrics,
+        definition="params/tables.yaml",
+        reported="params/reported.csv",
+    output:
+        report(
+            f"{RESULTS}/tables/tables.html",
+            category="Tables",
+            labels={"content": "all tables"},
+            caption="../report/tables.rst",
+        ),
+        TABLE_FILES,
+        f"{RESULTS}/tables/tables.json",
+    log:
+        f"logs/{SUITE.name}/make_tables.log",
+    localrule: True
+    params:
+        suite=SUITE.name,
+        folder=f"{RESULTS}/tables",
+    shell:
+        "tsd tables --suite {params.suite} --metrics {input.metrics} --output {params.folder} 2>&1 | tee {log}"
+
+
+rule tables:
+    input:
+        rules.make_tables.output,
+
+
+for _name in TABLES:
+
+    rule:
+        name:
+            _name
+        input:
+            f"{RESULTS}/tables/{_name}.md",
+
+
+rule list_runs:
+    input:
+        metrics=wanted_metrics,
+    output:
+        report(
+            f"{RESULTS}/report/runs.csv",
+            category="Runs",
+            labels={"content": "all runs"},
+            caption="../report/runs.rst",
+        ),
+    log:
+        f"logs/{SUITE.name}/list_runs.log",
+    localrule: True
+    params:
+        suite=SUITE.name,
+    shell:
+        "tsd runs --suite {params.suite} --metrics {input.metrics} --output {output} > {log} 2>&1"
+
+
+rule report:
+    input:
+        rules.make_tables.output,
+        rules.list_runs.output,
+        f"{RESULTS}/figures/figures.json",
