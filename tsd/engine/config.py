@@ -242,7 +242,7 @@ def _proposals(number: int, nms_iou: float) -> Config:
 def _data(run: Run, classes: list[str]) -> Config:
     settings, suite = run.settings, run.suite
     size, flip = tuple(settings["input"]["size"]), settings["input"]["flip"]
-    load = [{"type": "StrictLoadImage"}, {"type": "LoadAnnotations", "with_bbox": True}]
+    load: list[Config] = [{"type": "StrictLoadImage"}, {"type": "LoadAnnotations", "with_bbox": True}]
     resize = {"type": "Resize", "scale": size, "keep_ratio": True}
     train_pipeline = [*load, resize, {"type": "RandomFlip", "prob": flip}, {"type": "PackDetInputs"}]
     meta = ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]

@@ -196,7 +196,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
@@ -220,18 +220,20 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(map(str, error.absolute_path))
     prefix = f"{key}: " if key else ""
     got = json.dumps(error.instance, default=str)
-    rule = error.validator_value
+    rule: Any = error.validator_value
+    schema: Any = error.schema
+    instance: Any = error.instance
     if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        unknown = [name for name in error.instance if name not in known]
+        known = list(schema.get("properties", {}))
+        unknown = [name for name in instance if name not in known]
         full = ".".join(filter(None, [key, str(unknown[0])]))
         return f"{full}: unknown key{_hint(str(unknown[0]), known)}; known: {', '.join(known)}"
     if error.validator == "required":
-        missing = [name for name in rule if name not in error.instance]
+        missing = [name for name in rule if name not in instance]
         return f"{'.'.join(filter(None, [key, missing[0]]))}: missing key"
     if error.validator == "enum":
         return f"{prefix}expected one of {', '.join(map(str, rule))}, got {got}"
-    what = error.schema.get("description")
+    what = schema.get("description")
     if error.validator == "type":
         kind = " or ".join([rule] if isinstance(rule, str) else rule)
         return f"{prefix}expected {what or kind}, got {got}"

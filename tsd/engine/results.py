@@ -22,7 +22,7 @@ def existing_metrics(suite: Suite) -> list[Path]:
 
 
 def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
-    """Write every table as CSV, Markdown and LaTeX, all on one page, and ``tables.json``; returns the ablation as text."""
+    """Write every table as CSV, Markdown, LaTeX and HTML, and ``tables.json``; returns the ablation as text."""
     files = existing_metrics(suite) if metrics is None else list(metrics)
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
@@ -38,7 +38,7 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
         results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
     )
     content: dict[str, dict[str, float]] = {}
-    for (experiment, metric), value in means.items():  # type: ignore[misc]
+    for (experiment, metric), value in means.items():
         content.setdefault(experiment, {})[metric] = round(float(value), 6)
     write_json(out / "tables.json", content)
     return tables.to_text(made[0])

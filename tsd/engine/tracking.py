@@ -5,11 +5,12 @@ checkpoints, at the end, and by ``tsd mlflow sync``; a server that is down costs
 """
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,8 @@ def mirror(folder: Path, uri: str) -> bool:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         print(f"MLflow at {uri} was not updated ({reason[:200]}); `tsd mlflow sync` will catch up", file=sys.stderr)
-        try:
+        with suppress(OSError):
             write_text(pending, f"{reason}\n")
-        except OSError:
-            pass
         return False
     pending.unlink(missing_ok=True)
     return True
@@ -222,19 +221,11 @@ def _client(uri: str) -> Any:
     # A dead server must cost seconds: MLflow's own defaults retry for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    with _quiet():
-        from mlflow.tracking import MlflowClient
-
-        return MlflowClient(tracking_uri=uri)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import logging
-
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    yield
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def _experiment_id(client: Any, name: str, root: Path, uri: str) -> str:

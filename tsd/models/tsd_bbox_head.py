@@ -126,8 +126,8 @@ class TSDBBoxHead(BBoxHead):
 
     def _build(self, width: int, delta_width: int) -> None:
         inputs = self.in_channels * self.roi_feat_area
-        scores = self.fc_cls.out_features
-        deltas = self.fc_reg.out_features
+        scores = self.num_classes + 1
+        deltas = 4 if self.reg_class_agnostic else 4 * self.num_classes
         cells = {"pointwise": self.roi_feat_area, "proposalwise": 1}
         manners = {"cls": self.cls_proposal, "reg": self.reg_proposal}
         if any(manner != "shared" for manner in manners.values()):
@@ -280,7 +280,7 @@ def _of_class(deltas: Tensor, labels: Tensor, positive: Tensor, agnostic: bool) 
     """Deltas of the positives' own classes, (N, 4)."""
     if agnostic:
         return deltas[positive]
-    return deltas.view(len(deltas), -1, 4)[positive, labels[positive]]
+    return deltas.view(len(deltas), deltas.shape[1] // 4, 4)[positive, labels[positive]]
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ STYLE: dict[str, Any] = {
 @contextmanager
 def figure(path: Path, width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
     """A styled figure with axes of shape (rows, columns), saved as PNG on leaving; the same input, the same bytes."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
         drawing, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
         try:
             yield drawing, axes

@@ -1,6 +1,6 @@
 """Loading for training that can stop and go on anywhere: order and augmentation depend on (seed, position) only."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tsd.errors import InputError
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A dataset indexed by position: ``position = epoch * len + picture``; augmentation is seeded by (seed, position)."""
+    """A dataset indexed by position = epoch · len + picture; augmentation is seeded by (seed, position)."""
 
     def __init__(self, dataset: dict[str, Any], seed: int) -> None:
         self.inner = DATASETS.build(dataset)
@@ -104,8 +104,8 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         size = self.batch_size * self.world
-        counts: list[Sized | int] = [int(self.wide.sum()), int((~self.wide).sum())]
-        return sum(-(-int(count) // size) for count in counts)  # type: ignore[call-overload]
+        counts = [int(self.wide.sum()), int((~self.wide).sum())]
+        return sum(-(-count // size) for count in counts)
 
     def __iter__(self) -> Iterator[list[int]]:
         first, self.first = self.first, 0

@@ -1,6 +1,7 @@
 """Random numbers as a function of (seed, position): there is no random state to save or to lose."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,6 @@ class StatelessRandomHook(Hook):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed from the step that is about to run."""
         seed_all(self.seed, 1, runner.iter, get_rank())
