@@ -159,6 +159,15 @@ def test_a_roi_far_outside_its_picture_pools_zeros():
     assert not pool(pyramid(), rois).any()
 
 
+def test_a_nan_offset_gives_nan_in_its_own_roi_and_no_crash():
+    features, rois = pyramid(), random_rois(3)
+    offset = torch.zeros(3, 2, P, P, dtype=torch.float64)
+    offset[1] = float("nan")
+    pooled = pool(features, rois, offset)
+    assert pooled[1].isnan().all()
+    assert torch.equal(pooled[[0, 2]], pool(features, rois[[0, 2]]))
+
+
 @pytest.mark.parametrize(("side", "level"), [(10, 0), (111, 0), (112, 1), (223, 1), (224, 2), (448, 3), (5000, 3)])
 def test_the_level_follows_the_rois_own_size(side, level):
     rois = torch.tensor([[0, 0, 0, side, side]], dtype=torch.float64)

@@ -1,10 +1,11 @@
 """COCO instances files, read with every assumption checked before a training relies on it."""
 
+import logging
 import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
@@ -18,34 +19,47 @@ TOLERANCE = 1.0
 """Pixels by which a box may lie outside its picture: COCO's own annotations are rounded so."""
 
 Coco = dict[str, Any]
+Policy = Literal["drop", "error"]
+
+LOG = logging.getLogger(__name__)
 
 
-def load_coco(annotations: Path, images: Path | None, check_pictures: bool = False) -> Coco:
+def load_coco(
+    annotations: Path, images: Path | None, check_pictures: bool = False, on_degenerate: Policy = "drop"
+) -> Coco:
     """Read and check a COCO instances file.
 
     Args:
         annotations: the JSON file.
         images: folder of the pictures; each listed one must be there. None: pictures are not looked at.
         check_pictures: also decode every picture and compare its size with the annotation's.
+        on_degenerate: what becomes of a box of zero width or height. COCO's own train2017 has such, and training
+            passes over them, so "drop" leaves them out of what is returned and logs a warning; "error" refuses them.
+
+    Returns:
+        The file's content. It is shared between calls: copy it before changing it.
 
     Raises:
-        InputError: broken JSON, missing keys, repeated ids, unknown picture or category, a box of zero size or
-            outside its picture, a missing, corrupt or wrongly sized picture. All problems are listed (the first
-            20), each with its file, id and what would be right.
+        InputError: broken JSON, missing keys, values of a wrong type, repeated ids, unknown picture or category, a
+            box of negative size or outside its picture, a missing, corrupt or wrongly sized picture. All problems
+            are listed (the first 20), each with its file, id and what would be right.
     """
     annotations = Path(annotations)
-    content = _load(annotations, annotations.stat().st_mtime_ns if annotations.exists() else 0)
+    content = _load(annotations, annotations.stat().st_mtime_ns if annotations.exists() else 0, on_degenerate)
     if images is not None:
         _raise(annotations, _picture_problems(content, Path(images), check_pictures))
     return content
 
 
 @lru_cache(maxsize=4)
-def _load(annotations: Path, _changed: int) -> Coco:
+def _load(annotations: Path, _changed: int, on_degenerate: Policy) -> Coco:
     content = read_json(annotations)
     _raise(annotations, _structure_problems(content))
-    _raise(annotations, _content_problems(content))
-    return content
+    _raise(annotations, _content_problems(content, on_degenerate))
+    kept = [entry for entry in content["annotations"] if min(entry["bbox"][2:]) > 0]
+    if dropped := len(content["annotations"]) - len(kept):
+        LOG.warning("%s: %d annotations left out, whose boxes have zero width or height", annotations, dropped)
+    return {**content, "annotations": kept}
 
 
 def _raise(annotations: Path, problems: Iterator[str]) -> None:
@@ -56,25 +70,60 @@ def _raise(annotations: Path, problems: Iterator[str]) -> None:
         raise InputError("\n".join(listed + rest))
 
 
+KEYS: dict[str, dict[str, str]] = {
+    "images": {"id": "integer", "file_name": "text", "width": "size", "height": "size"},
+    "annotations": {"id": "integer", "image_id": "integer", "category_id": "integer", "bbox": "box", "area": "number"},
+    "categories": {"id": "integer", "name": "text"},
+}
+"""What is read of an instances file, and what it must be."""
+
+EXPECTED = {
+    "integer": "an integer",
+    "size": "a positive integer",
+    "text": "text",
+    "number": "a number of at least 0",
+    "box": "four finite numbers [x, y, width, height]",
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is(kind: str, value: Any) -> bool:
+    match kind:
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "size":
+            return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        case "text":
+            return isinstance(value, str) and value != ""
+        case "number":
+            return _is_number(value) and value >= 0
+        case _:
+            return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
 def _structure_problems(content: Any) -> Iterator[str]:
     if not isinstance(content, dict):
         yield "expected a JSON object with images, annotations and categories"
         return
-    keys = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for name, wanted in keys.items():
+    for name, wanted in KEYS.items():
         entries = content.get(name)
         if not isinstance(entries, list):
             yield f"{name}: expected a list, got {type(entries).__name__}"
             continue
         seen = set()
         for index, entry in enumerate(entries):
-            missing = [key for key in wanted if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                yield f"{name}.{index}: missing key {missing[0]!r}"
+            if not isinstance(entry, dict):
+                yield f"{name}.{index}: expected an object, got {entry!r}"
+                continue
+            wrong = next((key for key, kind in wanted.items() if key not in entry or not _is(kind, entry[key])), None)
+            where = f"{name}.{index}" + (f" (id {entry['id']})" if "id" in entry else "")
+            if wrong is not None and wrong not in entry:
+                yield f"{where}: missing key {wrong!r}"
+            elif wrong is not None:
+                yield f"{where}: {wrong}: expected {EXPECTED[wanted[wrong]]}, got {entry[wrong]!r}"
             elif entry["id"] in seen:
                 yield f"{name}.{index}: id {entry['id']} is used twice"
             else:
@@ -83,7 +132,7 @@ def _structure_problems(content: Any) -> Iterator[str]:
         yield "categories: empty"
 
 
-def _content_problems(content: Coco) -> Iterator[str]:
+def _content_problems(content: Coco, on_degenerate: Policy) -> Iterator[str]:
     pictures = {image["id"]: image for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     names = [category["name"] for category in content["categories"]]
@@ -97,20 +146,18 @@ def _content_problems(content: Coco) -> Iterator[str]:
         if picture is None:
             yield f"{where}: image_id {annotation['image_id']} is not listed in images"
             continue
-        if problem := _box_problem(annotation["bbox"], picture):
+        if problem := _box_problem(annotation["bbox"], picture, on_degenerate):
             yield f"{where} (picture {picture['id']}, {picture['file_name']}): {problem}"
 
 
-def _box_problem(box: Any, picture: dict[str, Any]) -> str | None:
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
-    if not numbers or not all(math.isfinite(value) for value in box):
-        return f"bbox {box!r}: expected four finite numbers [x, y, width, height]"
+def _box_problem(box: list[float], picture: dict[str, Any], on_degenerate: Policy) -> str | None:
     x, y, width, height = box
-    if width <= 0 or height <= 0:
+    if min(width, height) < 0 or (min(width, height) == 0 and on_degenerate == "error"):
         return f"bbox {box}: width and height must be above 0; remove the annotation"
     right, bottom = picture["width"] + TOLERANCE, picture["height"] + TOLERANCE
     if x < -TOLERANCE or y < -TOLERANCE or x + width > right or y + height > bottom:
-        return f"bbox {box} (x, y, width, height) lies outside its picture of {picture['width']}x{picture['height']} pixels"
+        size = f"{picture['width']}x{picture['height']}"
+        return f"bbox {box} (x, y, width, height) lies outside its picture of {size} pixels"
     return None
 
 
@@ -131,7 +178,7 @@ def _decode_problem(path: Path, image: dict[str, Any]) -> str | None:
         with Image.open(path) as picture:
             picture.load()
             size = picture.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         return f"is corrupt: {error}"
     if size != (image["width"], image["height"]):
         return f"is {size[0]}x{size[1]} pixels, but its annotation says {image['width']}x{image['height']}"

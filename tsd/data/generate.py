@@ -29,6 +29,9 @@ from tsd.data.scenes import SHAPES, TEXTURES, Thing, background, class_names, dr
 from tsd.errors import InputError
 
 SPLITS = ("train", "val")
+PARTS = {"annotations", *SPLITS, "openimages", "pictures.tar", MANIFEST, ".gitignore", ".snakemake_timestamp"}
+"""What a generated data set's folder can hold; nothing else is ever replaced."""
+
 MIN_VISIBLE = 12
 """Pixels below which an object counts as hidden."""
 
@@ -62,7 +65,9 @@ class SceneSpec:
         for key in content:
             if key not in fields:
                 raise InputError(f"generate.{key}: unknown key; known: {', '.join(fields)}")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
         spec = cls(**values)
         spec._check()
         return spec
@@ -135,12 +140,16 @@ def generate(spec: SceneSpec, out: Path, workers: int = 1, force: bool = False) 
         spec: parameters.
         out: folder.
         workers: processes; the bytes do not depend on them.
-        force: replace other content of ``out``.
+        force: replace other generated data in ``out``.
 
     Raises:
-        InputError: ``out`` holds something else and ``force`` is off.
+        InputError: ``out`` is a file, holds other scenes and ``force`` is off, or holds anything but generated data.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; expected a folder")
     if out.exists() and any(out.iterdir()):
+        if foreign := sorted(path.name for path in out.iterdir() if path.name not in PARTS):
+            raise InputError(f"{out}: holds {foreign[0]}, which is no generated data; choose an empty folder")
         try:
             same = SceneSpec.from_dict(read_manifest(out / MANIFEST)["spec"]) == spec
         except (InputError, TypeError, KeyError):

@@ -113,14 +113,14 @@ def verify(path: Path, pin: str | None) -> list[str]:
         path: the manifest; file names in it are relative to its folder.
         pin: MD5 that ``data.dvc`` gives for the manifest, None if it is not pinned.
     """
+    manifest = read_manifest(path)
     problems = []
     if pin is not None and (found := digest(path, "md5")) != pin:
         problems.append(
             f"{path}: its MD5 is {found}, but data.dvc pins {pin}: `dvc checkout data.dvc` or `make data` restores it"
         )
-    manifest = read_manifest(path)
     folder = path.parent
-    files = [split["annotations"] for split in manifest["splits"].values()] + list(manifest["files"].values())
+    files = [split["annotations"] for split in manifest["splits"].values()] + list(manifest.get("files", {}).values())
     for entry in files:
         file = folder / entry["path"]
         if not file.is_file():
@@ -171,7 +171,7 @@ def pinned_md5(dvc_file: Path, path: str) -> str | None:
     """MD5 that a DVC file gives for one of its outs, None if it has no such file or out.
 
     Raises:
-        InputError: the DVC file is not YAML.
+        InputError: the DVC file is not YAML, or has no list of outs.
     """
     if not dvc_file.is_file():
         return None
@@ -179,7 +179,10 @@ def pinned_md5(dvc_file: Path, path: str) -> str | None:
         content = yaml.safe_load(dvc_file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{dvc_file}: not valid YAML: {error}") from None
-    return next((out.get("md5") for out in content.get("outs", []) if out.get("path") == path), None)
+    outs = content.get("outs") or [] if isinstance(content, dict) else None
+    if not isinstance(outs, list) or not all(isinstance(out, dict) for out in outs):
+        raise InputError(f"{dvc_file}: expected a list `outs` of entries with `path` and `md5`")
+    return next((out.get("md5") for out in outs if out.get("path") == path), None)
 
 
 def digest(path: Path, name: str = "sha256") -> str:

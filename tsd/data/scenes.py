@@ -12,8 +12,11 @@ import numpy as np
 UNIT = 4096
 """Fixed-point one: shapes are defined on [-UNIT, UNIT]² before scaling."""
 
-SHAPES = ("disc", "box", "triangle", "star", "cross", "ring", "diamond", "arch", "wedge", "hourglass", "frame", "moon")
-TEXTURES = ("plain", "striped", "checked", "dotted", "rimmed", "split", "hatched")
+SHAPES = ("disc", "box", "triangle", "star", "cross", "ring", "heart", "arch", "arrow", "hourglass", "frame", "moon")
+"""No rotation and stretching turns one into another; a diamond, for one, would be a turned box."""
+
+TEXTURES = ("plain", "striped", "checked", "dotted", "rimmed", "split", "latticed")
+"""Told apart at any angle; slanted stripes, for one, would be stripes on a turned disc."""
 
 Array = np.ndarray
 
@@ -83,12 +86,13 @@ def shape_mask(shape: int, u: Array, v: Array) -> Array:
             return inside & ((3 * a <= one) | (3 * b <= one))
         case "ring":
             return (square <= one * one) & (4 * square >= one * one)
-        case "diamond":
-            return a + b <= one
+        case "heart":
+            lobes = (a - one // 2) ** 2 + (v + one // 2) ** 2 <= one * one // 4
+            return lobes | ((v >= -one // 2) & (v <= one) & (3 * a <= 2 * (one - v)))
         case "arch":
             return inside & ~((2 * a <= one) & (v >= -one // 3))
-        case "wedge":
-            return inside & (u <= v)
+        case "arrow":
+            return inside & ((a <= v + one) & (v <= 0) | (10 * a <= 3 * one) & (v >= 0))
         case "hourglass":
             return inside & (a <= b + one // 8)
         case "frame":
@@ -117,8 +121,8 @@ def texture_mask(texture: int, u: Array, v: Array) -> Array:
             return np.maximum(np.abs(u), np.abs(v)) * 3 <= one * 2
         case "split":
             return u >= 0
-        case _:  # hatched
-            return (u + v + 4 * one) // cell % 2 == 0
+        case _:  # latticed
+            return ((u + 2 * one) % cell * 3 < cell) | ((v + 2 * one) % cell * 3 < cell)
 
 
 def background(rng: np.random.Generator, size: tuple[int, int]) -> Array:

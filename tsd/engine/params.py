@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.exceptions import ValidationError
 from referencing import Registry, Resource
 
 import tsd
@@ -205,9 +205,11 @@ class _Loader(yaml.SafeLoader):
 
 def _read(path: Path, validator: Draft202012Validator) -> Any:
     content = read_yaml(path)
-    error = best_match(_leaves(validator.iter_errors(content)))
-    if error is not None:
-        raise ParamsError(f"{path}: {_sentence(error)}")
+    errors = list(_leaves(validator.iter_errors(content)))
+    if errors:
+        # A wrong value can make its neighbours look unknown (data.format), never the other way round.
+        first = min(errors, key=lambda error: error.validator in ("additionalProperties", "required"))
+        raise ParamsError(f"{path}: {_sentence(first)}")
     return content
 
 

@@ -89,7 +89,8 @@ def map_roi_levels(rois: Tensor, num_levels: int, finest_scale: float = 56) -> T
     As mmdet's ``SingleRoIExtractor.map_roi_levels`` (FPN, Eq. 1).
     """
     scale = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
-    return torch.floor(torch.log2(scale / finest_scale + 1e-6)).clamp(min=0, max=num_levels - 1).long()
+    level = torch.floor(torch.log2(torch.nan_to_num(scale) / finest_scale + 1e-6))
+    return level.clamp(min=0, max=num_levels - 1).long()
 
 
 class _Geometry:
@@ -164,7 +165,8 @@ def _corners(position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
     valid = (position >= -1.0) & (position <= extent)
     last = (extent - 1).to(position.dtype)
     clamped = torch.minimum(position.clamp(min=0.0), last)
-    low = clamped.detach().floor()
+    # A NaN must reach the loss through the weights, not break the lookup.
+    low = torch.nan_to_num(clamped.detach()).floor()
     high = torch.minimum(low + 1, last)
     fraction = clamped - low
     weights = torch.stack((1 - fraction, fraction), dim=-1) * valid[..., None]

@@ -1,0 +1,179 @@
+"""Manifests catch every change of the data; archives can't write where they should not."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tsd.data.generate import SceneSpec, generate
+from tsd.data.manifest import folder_manifest, pinned_md5, read_manifest, unpack, verify
+from tsd.errors import InputError
+
+
+@pytest.fixture
+def scenes(tmp_path) -> Path:
+    out = tmp_path / "scenes"
+    generate(SceneSpec.from_dict({"size": 40, "classes": 2, "train": 3, "val": 2, "object_size": [0.3, 0.5]}), out)
+    return out
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_whole_data_has_no_problem(scenes):
+    manifest = scenes / "manifest.json"
+    assert verify(manifest, None) == []
+    assert verify(manifest, hashlib.md5(manifest.read_bytes()).hexdigest()) == []
+
+
+def test_one_changed_byte_of_a_picture_is_found(scenes):
+    flip_a_byte(scenes / "train" / "000000000002.jpg")
+    (problem,) = verify(scenes / "manifest.json", None)
+    assert str(scenes / "train") in problem
+
+
+def test_one_changed_byte_of_the_annotations_is_found(scenes):
+    flip_a_byte(scenes / "annotations" / "instances_val.json")
+    (problem,) = verify(scenes / "manifest.json", None)
+    assert "instances_val.json" in problem
+
+
+def test_missing_and_surplus_pictures_are_counted(scenes):
+    (scenes / "train" / "000000000001.jpg").unlink()
+    (scenes / "val" / "stray.jpg").write_bytes(b"")
+    problems = verify(scenes / "manifest.json", None)
+    assert [problem.split(": ", 1)[1] for problem in problems] == ["2 pictures, expected 3", "3 pictures, expected 2"]
+
+
+def test_missing_files_are_named(scenes):
+    (scenes / "annotations" / "instances_train.json").unlink()
+    for picture in (scenes / "val").iterdir():
+        picture.unlink()
+    (scenes / "val").rmdir()
+    problems = verify(scenes / "manifest.json", None)
+    assert problems == [f"{scenes}/annotations/instances_train.json: missing", f"{scenes}/val: missing"]
+
+
+def test_another_manifest_than_the_pinned_one_is_found(scenes):
+    (problem,) = verify(scenes / "manifest.json", "0" * 32)
+    assert "data.dvc pins 0000" in problem
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{"])
+def test_what_is_no_manifest_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        verify(tmp_path / "manifest.json", "0" * 32)
+    with pytest.raises(InputError, match="no such file"):
+        read_manifest(tmp_path / "absent.json")
+
+
+def test_pictures_come_back_from_their_archive(scenes):
+    for split in ("train", "val"):
+        for picture in (scenes / split).iterdir():
+            picture.unlink()
+        (scenes / split).rmdir()
+    unpack(scenes / "pictures.tar", scenes)
+    assert verify(scenes / "manifest.json", None) == []
+    assert not list(scenes.glob(".*"))
+
+
+def test_the_archive_tells_nothing_of_who_made_it_when(scenes):
+    with tarfile.open(scenes / "pictures.tar") as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == sorted(member.name for member in members)
+    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
+
+
+def member(name: str, **fields) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        member("../outside.jpg", size=4),
+        member("train/../../outside.jpg", size=4),
+        member("/tmp/outside.jpg", size=4),
+        member("train/link.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        member("train/link.jpg", type=tarfile.LNKTYPE, linkname="train/a.jpg"),
+        member("train/pipe", type=tarfile.FIFOTYPE),
+    ],
+    ids=lambda info: f"{info.name}-{info.type.decode()}",
+)
+def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path, bad):
+    target = tmp_path / "deep" / "data"
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        tar.addfile(member("train/a.jpg", size=4), io.BytesIO(b"good"))
+        tar.addfile(bad, io.BytesIO(b"evil"))
+    if bad.name.startswith("/"):
+        # an absolute name is either refused or kept inside; it must never be followed
+        try:
+            unpack(tmp_path / "bad.tar", target)
+        except InputError:
+            assert not any(target.iterdir())
+        assert not Path(bad.name).exists()
+        return
+    with pytest.raises(InputError, match=r"bad\.tar"):
+        unpack(tmp_path / "bad.tar", target)
+    assert not list(tmp_path.rglob("outside.jpg"))
+    assert not target.exists() or not any(target.iterdir())
+
+
+def test_a_truncated_or_missing_archive_is_refused_and_leaves_nothing(scenes, tmp_path):
+    whole = (scenes / "pictures.tar").read_bytes()
+    (tmp_path / "half.tar").write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(InputError, match=r"half\.tar"):
+        unpack(tmp_path / "half.tar", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+    with pytest.raises(InputError, match="no such file"):
+        unpack(tmp_path / "absent.tar", tmp_path / "target")
+
+
+def own_data(scenes: Path) -> list[tuple[Path, Path]]:
+    return [(scenes / f"annotations/instances_{split}.json", scenes / split) for split in ("train", "val")]
+
+
+def test_a_folder_of_ones_own_is_told_by_names_and_sizes(scenes):
+    before = folder_manifest(*own_data(scenes))
+    thorough = folder_manifest(*own_data(scenes), hash_pictures=True)
+    assert before["splits"]["train"]["images"]["count"] == 3
+    (scenes / "train" / "unlisted.jpg").write_bytes(b"no matter")
+    assert folder_manifest(*own_data(scenes)) == before
+    flip_a_byte(scenes / "train" / "000000000001.jpg")
+    assert folder_manifest(*own_data(scenes)) == before
+    assert folder_manifest(*own_data(scenes), hash_pictures=True) != thorough
+    (scenes / "train" / "000000000001.jpg").write_bytes(b"shorter")
+    assert folder_manifest(*own_data(scenes)) != before
+
+
+def test_a_folder_of_ones_own_must_be_whole(scenes):
+    (scenes / "val" / "000000000002.jpg").unlink()
+    with pytest.raises(InputError, match=r"000000000002\.jpg"):
+        folder_manifest(*own_data(scenes))
+    (scenes / "annotations" / "instances_train.json").write_text('{"images": [{}]}')
+    with pytest.raises(InputError, match=r"instances_train\.json: not COCO"):
+        folder_manifest(*own_data(scenes))
+
+
+def test_the_pin_is_read_from_a_dvc_file(tmp_path):
+    dvc = tmp_path / "data.dvc"
+    assert pinned_md5(dvc, "data/a.json") is None
+    dvc.write_text("outs:\n- md5: 0123abcd\n  size: 5\n  hash: md5\n  path: data/a.json\n")
+    assert pinned_md5(dvc, "data/a.json") == "0123abcd"
+    assert pinned_md5(dvc, "data/b.json") is None
+    for text in ("outs: []", "outs:", ""):
+        dvc.write_text(text)
+        assert pinned_md5(dvc, "data/a.json") is None
+    for text in ("outs: [", "- 1", "outs: {a: 1}", "outs: [1]"):
+        dvc.write_text(text)
+        with pytest.raises(InputError, match=r"data\.dvc"):
+            pinned_md5(dvc, "data/a.json")

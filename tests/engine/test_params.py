@@ -1,0 +1,156 @@
+"""params/ → resolved experiments: precedence, digests, and an error for every mistake that names file and key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tsd
+from tsd.engine.identity import data_digest
+from tsd.engine.params import get_run, load_suite, read_yaml, suites
+from tsd.errors import ParamsError
+
+
+def edit(project: Path, change, name="params/suites/tiny.yaml"):
+    path = project / name
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+def run_of(experiment="baseline", seed=0):
+    suite = load_suite("tiny")
+    return get_run(suite, experiment, seed, data_digest(suite))
+
+
+def test_every_suite_of_the_project_is_valid(project):
+    for name in suites():
+        suite = load_suite(name)
+        assert suite.experiments
+        assert suite.seeds
+
+
+def test_later_layers_win(project):
+    suite = load_suite("tiny")
+    settings = suite.settings["tsd_pc"]
+    assert settings["head"]["type"] == "tsd"  # the experiment
+    assert settings["head"]["fc_channels"] == 32  # the suite
+    assert settings["schedule"]["momentum"] == 0.9  # the defaults
+    assert suite.settings["baseline"]["head"] == {"type": "sibling", "fc_channels": 32}
+
+
+def test_the_digest_is_stable_and_follows_what_determines_the_training(project, monkeypatch):
+    first = run_of().digest
+    assert run_of().digest == first
+    assert run_of(seed=1).digest == first
+    assert run_of(seed=1).folder != run_of().folder
+    edit(project, lambda s: s["override"]["schedule"].update(lr=0.002))
+    assert run_of().digest != first
+    edit(project, lambda s: s["override"]["schedule"].update(lr=0.0005))
+    assert run_of().digest == first
+    edit(project, lambda s: s["data"]["generate"].update(seed=8))
+    assert run_of().digest != first
+    edit(project, lambda s: s["data"]["generate"].update(seed=7))
+    edit(project, lambda s: s["resources"].update(threads=2))
+    edit(project, lambda s: s["monitor"].update(log_steps=3))
+    assert run_of().digest == first
+    monkeypatch.setattr(tsd, "REVISION", tsd.REVISION + 1)
+    assert run_of().digest != first
+
+
+def test_a_test_setting_changes_the_evaluation_and_not_the_training(project):
+    first = run_of()
+    digest, test_digest = first.digest, first.test_digest
+    edit(project, lambda s: s["override"]["test"].update(score_threshold=0.05))
+    assert run_of().digest == digest
+    assert run_of().test_digest != test_digest
+
+
+def test_one_experiments_edit_leaves_the_others_alone(project):
+    before = {name: run_of(name).digest for name in ("baseline", "tsd_pc")}
+    edit(project, lambda e: e["experiments"]["tsd_pc"]["head"].update(margin_cls=0.5), "params/experiments.yaml")
+    assert run_of("baseline").digest == before["baseline"]
+    assert run_of("tsd_pc").digest != before["tsd_pc"]
+
+
+def test_a_new_pin_of_the_data_is_other_data(project):
+    first = run_of().digest
+    out = {"path": "data/tiny/manifest.json", "md5": "0" * 32, "size": 1, "hash": "md5"}
+    (project / "data.dvc").write_text(yaml.safe_dump({"outs": [out]}))
+    assert run_of().digest != first
+
+
+def set_key(*path, value):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            set_key("override", "schedule", "epochs", value="13 epochs"),
+            'tiny.yaml: override.schedule.epochs: expected a positive integer, got "13 epochs"',
+        ),
+        (
+            set_key("override", "schedule", "epoch", value=3),
+            "tiny.yaml: override.schedule.epoch: unknown key (did you mean 'epochs'?)",
+        ),
+        (set_key("override", "head", "gamma", value=-1), "override.head.gamma: expected a number above 0, got -1"),
+        (set_key("override", "backbone", "norm", value="group"), "override.backbone.norm: expected one of bn, syncbn"),
+        (set_key("experiments", value=["tsd_cp"]), "experiments.0: no experiment 'tsd_cp' in"),
+        (set_key("experiments", value=[]), "experiments:"),
+        (set_key("seeds", value=[0, 0]), "seeds:"),
+        (set_key("recipe", value="papers"), "recipe: expected one of paper, released"),
+        (set_key("data", "format", value="voc"), "data.format: expected one of generated, coco"),
+        (set_key("resources", "gpus", value=8), "resources.gpus: unknown key (did you mean 'gpu'?)"),
+        (set_key("override", "schedule", "milestones", value=[2]), "schedule.milestones: expected epochs below"),
+        (lambda content: content.pop("seeds"), "tiny.yaml: seeds: missing key"),
+    ],
+)
+def test_mistakes_in_a_suite_are_named(project, change, message):
+    edit(project, change)
+    with pytest.raises(ParamsError) as error:
+        load_suite("tiny")
+    assert message in str(error.value)
+    assert "params/suites/tiny.yaml" in str(error.value)
+
+
+def test_mistakes_in_experiments_are_named(project):
+    edit(project, lambda e: e["experiments"]["tsd"]["head"].update(pc_cls=True), "params/experiments.yaml")
+    edit(project, lambda s: s.update(experiments=["tsd"]))
+    with pytest.raises(ParamsError, match="tsd: head.joint_sibling: the progressive constraint compares"):
+        load_suite("tiny")
+    edit(project, lambda e: e["experiments"]["baseline"].update(heads={}), "params/experiments.yaml")
+    with pytest.raises(ParamsError, match=r"experiments.yaml: experiments.baseline.heads: unknown key"):
+        load_suite("tiny")
+
+
+def test_an_unknown_suite_or_experiment_lists_the_known(project):
+    with pytest.raises(ParamsError, match=r"no such suite; there are: .*tiny"):
+        load_suite("tinny")
+    with pytest.raises(ParamsError, match="no 'tsd'; there are: baseline, tsd_pc"):
+        get_run(load_suite("tiny"), "tsd", 0, "x")
+
+
+def test_broken_yaml_and_repeated_keys_are_named_with_their_line(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1\nb: [1\n")
+    with pytest.raises(ParamsError, match=r"a.yaml: line 3 column 1"):
+        read_yaml(path)
+    path.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(ParamsError, match=r"a.yaml: line 3 column 1: key 'a' is given twice"):
+        read_yaml(path)
+
+
+def test_nothing_heavy_is_imported_for_params():
+    import subprocess
+    import sys
+
+    code = "import sys, tsd.engine.params, tsd.engine.identity, tsd.report.tables; print(' '.join(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "mmdet", "mmengine", "mlflow", "matplotlib"} & set(modules)

@@ -1,0 +1,141 @@
+"""Tables by hand-worked numbers."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tsd.errors import InputError, ParamsError
+from tsd.report import tables
+
+DEFINITION = {
+    "title": "Some & title",
+    "source": "Table 3",
+    "columns": [{"label": "AP", "metric": "AP"}, {"label": "AP.5", "metric": "AP50"}],
+    "marks": ["TSD", "M_cls"],
+    "rows": [
+        {"id": "a", "label": "first_row", "experiment": "one", "marks": ["TSD"], "reported": "table3/one"},
+        {"id": "b", "label": "second", "experiment": "two", "reported": "table3/two"},
+    ],
+}
+REPORTED = pd.DataFrame(
+    [("table3", "one", "AP", 41.0), ("table3", "one", "AP50", 61.7), ("table3", "two", "AP", 39.7)],
+    columns=["table", "row", "metric", "value"],
+)
+
+
+def results(*runs):
+    """(experiment, seed, AP, AP50, commit) → long form."""
+    records = [
+        {"experiment": e, "seed": s, "git_commit": c, "git_dirty": False, "digest": "d", "metric": m, "value": v}
+        for e, s, ap, ap50, c in runs
+        for m, v in (("AP", ap), ("AP50", ap50))
+    ]
+    columns = ["experiment", "seed", "git_commit", "git_dirty", "digest", "metric", "value"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def build(*runs):
+    return tables.build_table("t", DEFINITION, results(*runs), REPORTED, "a note")
+
+
+def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_the_papers_figure():
+    table = build(("one", 0, 0.40, 0.60, "c"), ("one", 1, 0.42, 0.64, "c"))
+    cell = table.rows[0].cells[0]
+    assert cell.mean == pytest.approx(41.0)
+    assert cell.std == pytest.approx(math.sqrt(2))  # of 40 and 42
+    assert cell.n == 2
+    assert (cell.measured, cell.reported, cell.delta) == ("41.0 ± 1.4", "41.0", "+0.0")
+    assert table.rows[0].cells[1].delta == "+0.3"  # 62.0 against 61.7
+
+
+def test_one_seed_has_no_spread():
+    assert build(("one", 0, 0.4, 0.6, "c")).rows[0].cells[0].measured == "40.0"
+
+
+def test_what_was_not_run_says_so_and_has_no_difference():
+    cell = build(("one", 0, 0.4, 0.6, "c")).rows[1].cells[0]
+    assert (cell.measured, cell.reported, cell.delta) == ("not run", "39.7", "")
+
+
+def test_a_figure_that_the_paper_does_not_give_is_empty():
+    cell = build(("two", 0, 0.4, 0.6, "c")).rows[1].cells[1]
+    assert (cell.measured, cell.reported, cell.delta) == ("60.0", "", "")
+
+
+def test_an_undefined_figure_is_not_a_zero():
+    assert build(("one", 0, None, 0.6, "c")).rows[0].cells[0].measured == "not run"
+
+
+def test_different_commits_are_footnoted():
+    notes = build(("one", 0, 0.4, 0.6, "c1"), ("two", 0, 0.4, 0.6, "c2")).notes
+    assert "Rows were made at different commits: c1, c2." in notes
+    assert notes[0] == "a note"
+    assert not any("commits" in note for note in build(("one", 0, 0.4, 0.6, "c1")).notes)
+
+
+def test_uneven_numbers_of_seeds_are_told():
+    notes = build(("one", 0, 0.4, 0.6, "c"), ("one", 1, 0.4, 0.6, "c"), ("two", 0, 0.4, 0.6, "c")).notes
+    assert "Mean ± sample standard deviation over 1 or 2 seeds." in notes
+
+
+def test_markdown():
+    text = tables.to_markdown(build(("one", 0, 0.4, 0.6, "c")))
+    assert "| first_row | ✓ |  | 40.0 | 41.0 | -1.0 | 60.0 | 61.7 | -1.7 |" in text
+    assert "| second |  |  | not run | 39.7 |  | not run |  |  |" in text
+
+
+def test_latex_is_escaped_and_balanced():
+    text = tables.to_latex(build(("one", 0, 0.40, 0.60, "c"), ("one", 1, 0.42, 0.64, "c")))
+    assert "Some \\& title" in text
+    assert "first\\_row & \\checkmark &  & 41.0 $\\pm$ 1.4 & 41.0 & +0.0" in text
+    assert text.count("\\begin{") == text.count("\\end{") == 2
+    columns = text.split("\\begin{tabular}{")[1].split("}")[0]
+    assert all(line.count("&") - line.count("\\&") == len(columns) - 1 for line in text.splitlines() if "first" in line)
+
+
+def test_csv_keeps_full_precision(tmp_path):
+    tables.write_table(build(("one", 0, 0.401234, 0.6, "c")), tmp_path)
+    frame = pd.read_csv(tmp_path / "t.csv")
+    assert frame["mean"][0] == pytest.approx(40.1234)
+    assert frame["n"].tolist() == [1, 1, 0, 0]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".md", ".tex"]
+
+
+def test_results_are_read_from_metrics_files(tmp_path):
+    path = tmp_path / "metrics.json"
+    run = {"experiment": "one", "seed": 3, "git_commit": "c", "git_dirty": True, "digest": "d"}
+    path.write_text(json.dumps({"run": run, "metrics": {"AP": 0.5}, "scale_iou": {"small": {"0.50": 0.25}}}))
+    frame = tables.collect_results([path])
+    assert dict(zip(frame["metric"], frame["value"], strict=True)) == {"AP": 0.5, "small_0.50": 0.25}
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: missing key 'run'"):
+        tables.collect_results([path])
+
+
+def test_every_row_of_the_projects_tables_has_its_figures_of_the_paper(root):
+    reported = tables.load_reported(root / "params")
+    known = {f"{table}/{row}" for table, row in zip(reported["table"], reported["row"], strict=True)}
+    for name, definition in tables.load_tables(root / "params").items():
+        for row in definition["rows"]:
+            assert row["reported"] in known, (name, row["id"])
+
+
+def test_the_papers_figures_agree_where_two_tables_repeat_them(root):
+    frame = tables.load_reported(root / "params").set_index(["table", "row", "metric"])["value"]
+    for metric in ("AP", "AP50", "AP75"):
+        full = {frame["table3", "tsd_pc", metric], frame["table5", "resnet50_tsd", metric]}
+        assert full == {frame["table4", "pc_pointwise_proposalwise", metric]}
+        assert frame["table2", "tsd", metric] == frame["table1", "tsd", metric]
+        assert frame["table2", "tsd_joint", metric] == frame["table3", "tsd_joint", metric]
+        assert frame["table1", "resnet50", metric] == frame["table5", "resnet50", metric]
+    assert not frame.index.duplicated().any()
+    assert set(frame.index.get_level_values("table")) == {f"table{number}" for number in range(1, 10)}
+
+
+def test_a_table_without_a_key_is_named(tmp_path: Path):
+    (tmp_path / "tables.yaml").write_text("tables:\n  t:\n    title: a\n    source: b\n    columns: []\n")
+    with pytest.raises(ParamsError, match=r"tables.yaml: tables.t.rows: missing key"):
+        tables.load_tables(tmp_path)
