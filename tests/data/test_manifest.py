@@ -130,10 +130,13 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path, bad):
 
 def test_a_truncated_or_missing_archive_is_refused_and_leaves_nothing(scenes, tmp_path):
     whole = (scenes / "pictures.tar").read_bytes()
-    (tmp_path / "half.tar").write_bytes(whole[: len(whole) // 3])
-    with pytest.raises(InputError, match=r"half\.tar"):
-        unpack(tmp_path / "half.tar", tmp_path / "target")
-    assert not (tmp_path / "target").exists()
+    with tarfile.open(scenes / "pictures.tar") as tar:
+        second = tar.getmembers()[1].offset
+    for cut in (len(whole) // 3, second, second + 100, 100, 0):  # in a picture, between two, in a header
+        (tmp_path / "half.tar").write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"half\.tar: truncated"):
+            unpack(tmp_path / "half.tar", tmp_path / "target")
+        assert not (tmp_path / "target").exists()
     with pytest.raises(InputError, match="no such file"):
         unpack(tmp_path / "absent.tar", tmp_path / "target")
 

@@ -251,5 +251,3 @@ def test_the_recipes_differ_where_paper_and_code_do():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_head(**options)
-
-

@@ -14,6 +14,10 @@ from tsd.errors import InputError
 from tsd.files import read_json
 
 MANIFEST = "manifest.json"
+
+END = 1024
+"""Zero bytes at the end of every whole tar archive."""
+
 Manifest = dict[str, Any]
 
 
@@ -152,6 +156,11 @@ def unpack(archive: Path, target: Path) -> None:
         raise InputError(f"{archive}: no such file; `make data` makes it, `dvc pull data.dvc` fetches it")
     temporary = target / f".unpack.{os.getpid()}.tmp"
     try:
+        with archive.open("rb") as file:
+            # tarfile takes an archive that is cut between two members for a whole one.
+            file.seek(max(0, archive.stat().st_size - END))
+            if file.read() != bytes(END):
+                raise InputError(f"{archive}: truncated: a tar archive ends with {END} zero bytes")
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():
                 if not (member.isfile() or member.isdir()):

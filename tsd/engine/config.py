@@ -73,7 +73,7 @@ def read_classes(run: Run) -> list[str]:
     found = {}
     for split in ("train", "val"):
         annotations, images = run.suite.split(split)
-        content = load_coco(annotations, images)
+        content = load_coco(annotations, images, on_degenerate=run.suite.on_degenerate)
         found[split] = [(category["id"], category["name"]) for category in content["categories"]]
     if found["train"] != found["val"]:
         odd = sorted(set(found["train"]) ^ set(found["val"]))

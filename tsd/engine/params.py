@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -40,6 +40,11 @@ class Suite:
     settings: dict[str, Settings]
     monitor: dict[str, int]
     resources: dict[str, int]
+
+    @property
+    def on_degenerate(self) -> Literal["drop", "error"]:
+        """What becomes of boxes of zero size in the suite's annotations."""
+        return "drop" if self.data.get("degenerate") == "drop" else "error"
 
     def split(self, name: str) -> tuple[Path, Path]:
         """(annotation file, picture folder) of ``train`` or ``val``, relative to the root."""

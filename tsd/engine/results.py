@@ -22,7 +22,7 @@ def existing_metrics(suite: Suite) -> list[Path]:
 
 
 def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
-    """Write every table as CSV, Markdown, LaTeX and HTML, and ``tables.json``; returns the ablation as text."""
+    """Write every table as CSV, Markdown, LaTeX and HTML, ``../metrics.json`` and ``../training.csv``; returns the ablation as text."""
     files = existing_metrics(suite) if metrics is None else list(metrics)
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
@@ -40,8 +40,26 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
     content: dict[str, dict[str, float]] = {}
     for (experiment, metric), value in means.items():
         content.setdefault(experiment, {})[metric] = round(float(value), 6)
-    write_json(out / "tables.json", content)
+    write_json(out.parent / "metrics.json", content)
+    write_text(out.parent / "training.csv", _training_csv(files))
     return tables.to_text(made[0])
+
+
+def _training_csv(files: Sequence[Path]) -> str:
+    """A line per run and evaluation during training: run, epoch, AP, AP50; for ``dvc plots``."""
+    lines = [
+        {
+            "run": f"{run['experiment']} seed{run['seed']}",
+            "epoch": line["epoch"],
+            "AP": line["val/AP"],
+            "AP50": line["val/AP50"],
+        }
+        for path in files
+        for run in [read_json(path)["run"]]
+        for line in _log(path.parents[2] / "log.jsonl")
+        if "val/AP50" in line and "val/AP" in line
+    ]
+    return pd.DataFrame(lines, columns=["run", "epoch", "AP", "AP50"]).to_csv(index=False)
 
 
 def make_run_list(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> None:

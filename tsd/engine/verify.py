@@ -25,7 +25,7 @@ def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object
     counts = {}
     for split in ("train", "val"):
         annotations, images = suite.split(split)
-        counts[split] = len(load_coco(annotations, images, check_pictures=check_pictures)["images"])
+        counts[split] = len(load_coco(annotations, images, check_pictures, suite.on_degenerate)["images"])
     return {"suite": suite.name, "data_digest": data_digest(suite), **counts}
 
 

@@ -20,7 +20,8 @@ rule make_tables:
             caption="../report/tables.rst",
         ),
         TABLE_FILES,
-        f"{RESULTS}/tables/tables.json",
+        f"{RESULTS}/metrics.json",
+        f"{RESULTS}/training.csv",
     log:
         f"logs/{SUITE.name}/make_tables.log",
     localrule: True

@@ -6,11 +6,11 @@ RUN = f"{RESULTS}/runs/{{experiment}}/{{digest}}/seed{{seed}}"
 rule init_tracking:
     output:
         f"{RESULTS}/tracking.json",
-    params:
-        suite=SUITE.name,
     log:
         f"logs/{SUITE.name}/init_tracking.log",
     localrule: True
+    params:
+        suite=SUITE.name,
     shell:
         "tsd mlflow init --suite {params.suite} --output {output} > {log} 2>&1"
 
@@ -21,18 +21,18 @@ rule train_detector:
         tracking=ancient(rules.init_tracking.output),
     output:
         f"{RUN}/checkpoint.pth",
-    params:
-        suite=SUITE.name,
     log:
         f"logs/{SUITE.name}/train/{{experiment}}-{{digest}}-seed{{seed}}.log",
     benchmark:
         f"benchmarks/.out/{SUITE.name}/train/{{experiment}}-{{digest}}-seed{{seed}}.tsv"
+    retries: 2 if resource("gpu") else 0
     threads: resource("threads")
     resources:
         gpu=resource("gpu"),
         mem_mb=resource("mem_mb"),
         runtime=resource("runtime"),
-    retries: 2 if resource("gpu") else 0
+    params:
+        suite=SUITE.name,
     shell:
         "tsd train --suite {params.suite} --experiment {wildcards.experiment} --seed {wildcards.seed}"
         " --digest {wildcards.digest} 2>&1 | tee -a {log}"
