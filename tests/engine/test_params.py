@@ -123,7 +123,7 @@ def test_mistakes_in_a_suite_are_named(project, change, message):
 def test_mistakes_in_experiments_are_named(project):
     edit(project, lambda e: e["experiments"]["tsd"]["head"].update(pc_cls=True), "params/experiments.yaml")
     edit(project, lambda s: s.update(experiments=["tsd"]))
-    with pytest.raises(ParamsError, match="tsd: head.joint_sibling: the progressive constraint compares"):
+    with pytest.raises(ParamsError, match=r"tsd: head.joint_sibling: the progressive constraint compares"):
         load_suite("tiny")
     edit(project, lambda e: e["experiments"]["baseline"].update(heads={}), "params/experiments.yaml")
     with pytest.raises(ParamsError, match=r"experiments.yaml: experiments.baseline.heads: unknown key"):

@@ -22,7 +22,7 @@ def existing_metrics(suite: Suite) -> list[Path]:
 
 
 def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
-    """Write every table as CSV, Markdown, LaTeX and HTML, ``../metrics.json`` and ``../training.csv``; returns the ablation as text."""
+    """Write every table, and beside the folder ``metrics.json`` and ``training.csv``; returns the ablation as text."""
     files = existing_metrics(suite) if metrics is None else list(metrics)
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
