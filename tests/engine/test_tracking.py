@@ -1,0 +1,199 @@
+"""MLflow mirrors the files of a run: completely, idempotently, and without ever stopping a run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import tsd
+from tsd.engine import tracking
+from tsd.errors import InputError
+
+
+def make_run(root: Path, experiment="tsd_pc", seed=0, status="FINISHED", steps=20, error=None) -> Path:
+    """A run's folder with all its files."""
+    folder = root / "results/demo/runs" / experiment / "0123456789ab" / f"seed{seed}"
+    evaluation = folder / "eval/ba9876543210"
+    (evaluation / "pictures").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    described = {"suite": "demo", "experiment": experiment, "seed": seed, "digest": "0123456789ab", "recipe": "paper"}
+    described |= {"data_digest": "d" * 12, "tables": ["table3/tsd_pc"], "params": {"schedule": {"lr": 0.04}, "a": [1]}}
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(described))
+    (folder / "environment.json").write_text(json.dumps({"git_commit": "c" * 40, "git_dirty": False, "hostname": "h"}))
+    set_status(folder, status, error)
+    write_log(folder, range(1, steps + 1))
+    (folder / "config.py").write_text("a = 1\n")
+    metrics = {"metrics": {"AP": 0.25, "AP50": 0.5, "APs": None}, "per_class": [{"name": "a (b)", "AP": 0.1}]}
+    metrics |= {"scale_iou": {"small": {"0.50": 0.3}}}
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    (evaluation / "pictures/1.png").write_bytes(b"picture")
+    return folder
+
+
+def set_status(folder, status, error=None):
+    (folder / "status.json").write_text(json.dumps({"status": status, "error": error, "started": "", "ended": None}))
+
+
+def write_log(folder, steps):
+    lines = [{"time": 1e9 + step, "step": step, "epoch": step // 10, "lr": 0.01, "loss": 1 / step} for step in steps]
+    lines += [{"time": 2e9 + step, "step": step, "epoch": step // 10, "val/AP50": 0.4} for step in steps if step % 10 == 0]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """(root, URI) of an initialised sqlite store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = tracking.tracking_uri(tmp_path)
+    tracking.init(tmp_path, uri, ["tsd-demo"])
+    return tmp_path, uri
+
+
+def client(uri):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def runs(uri):
+    found = client(uri).get_experiment_by_name("tsd-demo")
+    return client(uri).search_runs([found.experiment_id])
+
+
+def history(uri, run_id, key):
+    return [(metric.step, metric.value) for metric in client(uri).get_metric_history(run_id, key)]
+
+
+def test_everything_of_a_run_is_there(store):
+    root, uri = store
+    run_id = tracking.sync_run(make_run(root), uri)
+    (run,) = runs(uri)
+    assert run.info.run_id == run_id
+    assert run.info.run_name == "tsd_pc seed0"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"schedule.lr": "0.04", "a": "[1]"}
+    expected = {"suite": "demo", "experiment": "tsd_pc", "seed": "0", "table_rows": "table3/tsd_pc"}
+    expected |= {"git_commit": "c" * 40, "data_digest": "d" * 12, "config_hash": "0123456789ab"}
+    assert expected.items() <= run.data.tags.items()
+    metrics = run.data.metrics
+    assert (metrics["AP"], metrics["AP50"], metrics["val/AP50"]) == (0.25, 0.5, 0.4)
+    assert metrics["per_class/a _b_/AP"] == 0.1
+    assert metrics["scale_iou/small/0.50"] == 0.3
+    assert "APs" not in metrics
+    assert len(history(uri, run_id, "loss")) == 20
+    assert history(uri, run_id, "val/AP50") == [(10, 0.4), (20, 0.4)]
+    artifacts = {item.path for item in client(uri).list_artifacts(run_id)}
+    assert {"config.py", "experiment.yaml", "log.jsonl", "metrics.json", "pictures"} <= artifacts
+
+
+def test_doing_it_twice_changes_nothing(store):
+    root, uri = store
+    folder = make_run(root)
+    first = tracking.sync_run(folder, uri)
+    before = {key: history(uri, first, key) for key in ("loss", "lr", "AP", "val/AP50")}
+    assert tracking.sync_run(folder, uri) == first
+    assert {key: history(uri, first, key) for key in before} == before
+    assert len(runs(uri)) == 1
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store):
+    root, uri = store
+    folder = make_run(root, status="RUNNING", steps=12)
+    (folder / "checkpoints/step_00000010.pth").touch()
+    first = tracking.sync_run(folder, uri)
+    assert [step for step, _ in history(uri, first, "loss")] == list(range(1, 11)), "later steps will be done again"
+    set_status(folder, "FAILED", "DivergedError: loss became nan")
+    tracking.sync_run(folder, uri)
+    (run,) = runs(uri)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "DivergedError: loss became nan"
+    write_log(folder, range(1, 21))
+    set_status(folder, "FINISHED")
+    assert tracking.sync_run(folder, uri) == first
+    assert [step for step, _ in history(uri, first, "loss")] == list(range(1, 21))
+    assert runs(uri)[0].info.status == "FINISHED"
+
+
+def test_a_run_deleted_in_mlflow_is_made_again(store):
+    root, uri = store
+    folder = make_run(root)
+    first = tracking.sync_run(folder, uri)
+    client(uri).delete_run(first)
+    assert tracking.sync_run(folder, uri) != first
+
+
+def test_several_processes_can_write_at_once(store):
+    root, uri = store
+    folders = [make_run(root, seed=seed) for seed in range(3)]
+    code = "import sys, pathlib; from tsd.engine import tracking; tracking.sync_run(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    started = [subprocess.Popen([sys.executable, "-c", code, str(folder), uri]) for folder in folders]
+    assert [process.wait(timeout=200) for process in started] == [0, 0, 0]
+    assert len(runs(uri)) == 3
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_down_costs_nothing_and_sync_catches_up(tmp_path, monkeypatch, capsys):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    folder = make_run(tmp_path)
+    started = time.monotonic()
+    assert tracking.mirror(folder, uri) is False
+    assert time.monotonic() - started < 60
+    assert (folder / "mlflow.pending").exists()
+    assert "tsd mlflow sync" in capsys.readouterr().err
+    (tmp_path / "params").mkdir()
+    assert tsd("mlflow", "sync", cwd=tmp_path).returncode == 1
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/art"]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            wait_for(f"{uri}/health")
+            for _ in range(2):  # the second time finds nothing to do
+                done = tsd("mlflow", "sync", cwd=tmp_path)
+                assert done.returncode == 0, done.stderr
+                assert "1 runs in step with MLflow" in done.stdout
+            (run,) = runs(uri)
+            assert len(history(uri, run.info.run_id, "loss")) == 20
+            assert not (folder / "mlflow.pending").exists()
+        finally:
+            server.terminate()
+
+
+def wait_for(url):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer")
+
+
+def test_the_store_is_beside_the_repository_unless_the_environment_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other/x.db")
+    assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/other/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://login:5000")
+    assert tracking.tracking_uri(tmp_path) == "http://login:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(InputError, match="no longer takes file stores"):
+        tracking.tracking_uri(tmp_path)
