@@ -176,8 +176,8 @@ def _prune(args: Args) -> int:
     if args.yes:
         import shutil
 
-        for folder in stale:
-            shutil.rmtree(folder)
+        for path in stale:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif stale:
         print("listed only; --yes removes them", file=sys.stderr)
     return 0

@@ -42,7 +42,9 @@ def set_status(folder, status, error=None):
 
 def write_log(folder, steps):
     lines = [{"time": 1e9 + step, "step": step, "epoch": step // 10, "lr": 0.01, "loss": 1 / step} for step in steps]
-    lines += [{"time": 2e9 + step, "step": step, "epoch": step // 10, "val/AP50": 0.4} for step in steps if step % 10 == 0]
+    lines += [
+        {"time": 2e9 + step, "step": step, "epoch": step // 10, "val/AP50": 0.4} for step in steps if step % 10 == 0
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -131,7 +133,9 @@ def test_a_run_deleted_in_mlflow_is_made_again(store):
 def test_several_processes_can_write_at_once(store):
     root, uri = store
     folders = [make_run(root, seed=seed) for seed in range(3)]
-    code = "import sys, pathlib; from tsd.engine import tracking; tracking.sync_run(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    code = (
+        "import sys, pathlib as p; from tsd.engine.tracking import sync_run; sync_run(p.Path(sys.argv[1]), sys.argv[2])"
+    )
     started = [subprocess.Popen([sys.executable, "-c", code, str(folder), uri]) for folder in folders]
     assert [process.wait(timeout=200) for process in started] == [0, 0, 0]
     assert len(runs(uri)) == 3

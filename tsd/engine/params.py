@@ -91,6 +91,12 @@ class Run:
     def eval_folder(self) -> Path:
         return self.folder / "eval" / self.test_digest
 
+    @property
+    def metrics_file(self) -> Path:
+        """The published copy of the run's metrics, which tables read and DVC versions."""
+        name = f"{self.experiment}-seed{self.seed}-{self.digest}-{self.test_digest}.json"
+        return Path("results", self.suite.name, "metrics", name)
+
     def describe(self) -> dict[str, Any]:
         """The resolved experiment as plain data, as written to ``experiment.yaml``."""
         return {

@@ -1,6 +1,7 @@
 """What a metrics.json says of its run, and the pictures that go with it."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,18 @@ def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
         "git_commit": environment["git_commit"],
         "git_dirty": environment["git_dirty"],
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+        "history": history(folder / "log.jsonl"),
     }
+
+
+def history(log: Path) -> list[dict[str, Any]]:
+    """AP and AP50 of each evaluation during the training."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [
+        {"epoch": line["epoch"], "AP": line["val/AP"], "AP50": line["val/AP50"]}
+        for line in lines
+        if "val/AP" in line and "val/AP50" in line
+    ]
 
 
 def read_described(folder: Path) -> dict[str, Any]:

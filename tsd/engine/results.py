@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,10 +16,15 @@ from tsd.report import tables
 PARAMS = Path("params")
 
 
+def run_folder(run: dict[str, Any]) -> Path:
+    """Folder of the run that a metrics file speaks of; it may not be here."""
+    return Path("results", run["suite"], "runs", run["experiment"], run["digest"], f"seed{run['seed']}")
+
+
 def existing_metrics(suite: Suite) -> list[Path]:
-    """metrics.json files that today's params resolve to and that are there."""
+    """Published metrics that today's params resolve to and that are there."""
     runs = get_runs(suite, data_digest(suite))
-    return [path for run in runs if (path := run.eval_folder / "metrics.json").exists()]
+    return [run.metrics_file for run in runs if run.metrics_file.exists()]
 
 
 def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
@@ -48,16 +54,10 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
 def _training_csv(files: Sequence[Path]) -> str:
     """A line per run and evaluation during training: run, epoch, AP, AP50; for ``dvc plots``."""
     lines = [
-        {
-            "run": f"{run['experiment']} seed{run['seed']}",
-            "epoch": line["epoch"],
-            "AP": line["val/AP"],
-            "AP50": line["val/AP50"],
-        }
+        {"run": f"{run['experiment']} seed{run['seed']}", **line}
         for path in files
         for run in [read_json(path)["run"]]
-        for line in _log(path.parents[2] / "log.jsonl")
-        if "val/AP50" in line and "val/AP" in line
+        for line in run.get("history", [])
     ]
     return pd.DataFrame(lines, columns=["run", "epoch", "AP", "AP50"]).to_csv(index=False)
 
@@ -92,9 +92,7 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
     if present:
         figures.figure6(tables.collect_results(files), present, pictures / "figure6.png")
         done["figure6"] = definitions["figure6"]["title"]
-        logs = {
-            f"{run['experiment']} seed{run['seed']}": _log(path.parents[2] / "log.jsonl") for path, run in known.items()
-        }
+        logs = {f"{run['experiment']} seed{run['seed']}": _log(run_folder(run)) for run in known.values()}
         figures.training_curves(logs, pictures / "training_curves.png")
         done["training_curves"] = "loss and AP50 during training"
     else:
@@ -104,21 +102,24 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
 
 
 def _figure5(
-    suite: Suite, files: Sequence[Path], known: dict[Path, dict[str, object]], definition: dict, pictures: Path
+    suite: Suite, files: Sequence[Path], known: dict[Path, dict[str, Any]], definition: dict, pictures: Path
 ) -> str:
     from tsd.data.coco import load_coco
     from tsd.engine.record import annotated_pictures
     from tsd.report import figures
 
-    first = {str(known[path]["experiment"]): path for path in reversed(files)}
+    # Predictions stay where they were made: a fresh clone has the metrics of a run without them.
+    first = {
+        run["experiment"]: path
+        for run in reversed([known[path] for path in files])
+        if (path := run_folder(run) / "eval" / run["test_digest"] / "proposals.npz").exists()
+    }
     chosen = next((name for name in definition["tsd"] if name in first), None)
     if chosen is None or definition["baseline"] not in first:
-        return "not run"
+        return "not run, or its predictions are not here"
     annotations, images = suite.split("val")
     names = {category["id"]: category["name"] for category in load_coco(annotations, None)["categories"]}
-    baseline, tsd = (
-        figures.read_detections(first[name].with_name("proposals.npz")) for name in (definition["baseline"], chosen)
-    )
+    baseline, tsd = (figures.read_detections(first[name]) for name in (definition["baseline"], chosen))
     scenes = [
         figures.Scene(
             image, truth, labels, figures.of_picture(baseline, key, names), figures.of_picture(tsd, key, names)
@@ -130,7 +131,11 @@ def _figure5(
     return str(definition["title"])
 
 
-def _log(path: Path) -> list[dict]:
+def _log(folder: Path) -> list[dict[str, Any]]:
+    """Log lines of a run; none if only its metrics are here."""
+    path = folder / "log.jsonl"
+    if not path.exists():
+        return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -143,7 +148,7 @@ def explain(suite: Suite) -> str:
 
 
 def _state(run: Run) -> str:
-    if (run.eval_folder / "metrics.json").exists():
+    if run.metrics_file.exists():
         return "evaluated"
     if (run.folder / "checkpoint.pth").exists():
         return "trained, to be evaluated"
@@ -155,7 +160,7 @@ def _state(run: Run) -> str:
 
 
 def stale_runs(suite: Suite) -> list[Path]:
-    """Run folders of the suite that today's params no longer resolve to."""
+    """Run folders and published metrics of the suite that today's params no longer resolve to."""
     runs = get_runs(suite, data_digest(suite))
     current = {run.folder for run in runs}
     found = sorted(Path("results", suite.name, "runs").glob("*/*/seed*"))
@@ -163,6 +168,8 @@ def stale_runs(suite: Suite) -> list[Path]:
     for run in runs:
         evaluations = sorted((run.folder / "eval").glob("*"))
         stale += [folder for folder in evaluations if folder != run.eval_folder]
+    published = {run.metrics_file for run in runs}
+    stale += [path for path in sorted(Path("results", suite.name, "metrics").glob("*.json")) if path not in published]
     if not stale:
         print("nothing to prune", file=sys.stderr)
     return stale

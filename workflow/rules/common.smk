@@ -20,7 +20,7 @@ except InputError as error:
 
 RUNS = get_runs(SUITE, DATA_DIGEST)
 RESULTS = f"results/{SUITE.name}"
-METRICS = [str(run.eval_folder / "metrics.json") for run in RUNS]
+METRICS = [str(run.metrics_file) for run in RUNS]
 ONLY_EXISTING = {"tables", "figures", "report"}
 
 
@@ -33,7 +33,7 @@ wildcard_constraints:
 
 def metrics_of(experiments):
     """Metrics of all seeds of those experiments that the suite names."""
-    return [str(run.eval_folder / "metrics.json") for run in RUNS if run.experiment in experiments]
+    return [str(run.metrics_file) for run in RUNS if run.experiment in experiments]
 
 
 def wanted_metrics(wildcards):

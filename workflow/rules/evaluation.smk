@@ -41,3 +41,17 @@ rule evaluate_detections:
     shell:
         "tsd evaluate coco --annotations {params.annotations} --predictions {input.predictions}"
         " --output {output} --run-folder {params.run} 2>&1 | tee {log}"
+
+
+# Small copies under names of their own: DVC versions their folder, so that a fresh clone has the figures of all runs
+# without their checkpoints, and trains only what its params change.
+rule publish_metrics:
+    input:
+        f"{EVAL}/metrics.json",
+    output:
+        f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}.json",
+    log:
+        f"logs/{SUITE.name}/publish/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
+    localrule: True
+    shell:
+        "cp {input} {output}.tmp 2> {log} && mv {output}.tmp {output} 2>> {log}"

@@ -1,0 +1,91 @@
+"""The command line: exit statuses and messages."""
+
+import json
+
+import pytest
+
+from tests.conftest import tsd
+from tsd.cli import main
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for verb in ("data", "config", "train", "predict", "evaluate", "tables", "figures", "explain", "prune", "mlflow"):
+        assert verb in text
+
+
+def test_bad_usage_is_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train"])
+    assert stop.value.code == 2
+    assert "--experiment" in capsys.readouterr().err
+
+
+def test_bad_input_is_2_and_a_sentence(project, capsys):
+    assert main(["train", "--suite", "nope", "--experiment", "baseline"]) == 2
+    assert main(["train", "--suite", "tiny", "--experiment", "baselin"]) == 2
+    assert "did you mean 'baseline'?" in capsys.readouterr().err
+    assert main(["data", "generate", "--out", "x", "--set", "size"]) == 2
+    assert main(["data", "generate", "--out", "x", "--set", "sizes=3"]) == 2
+    assert "generate.sizes: unknown key" in capsys.readouterr().err
+    assert not (project / "x").exists()
+
+
+def test_outside_the_repository_it_says_where_to_go(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain"]) == 2
+    assert "run the command in the root of the repository" in capsys.readouterr().err
+
+
+def test_evaluate_coco_writes_metrics(tmp_path):
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 50}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 40, 40], "area": 1600, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 40, 40], "score": 0.5}]
+    for name, content in (("truth", truth), ("found", found)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = ["--annotations", "truth.json", "--predictions", "found.json", "--output", "out/metrics.json"]
+    done = tsd("evaluate", "coco", *files, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "AP 100.0" in done.stdout
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]["AP"] == pytest.approx(1)
+    (tmp_path / "found.json").write_text("[{]")
+    done = tsd("evaluate", "coco", *files, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "found.json: not valid JSON: line 1 column 3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_of_the_users_own_is_checked_before_training(project, tmp_path):
+    from PIL import Image
+
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 50}],
+        "annotations": [
+            {"id": 5, "image_id": 1, "category_id": 1, "bbox": [30, 1, 40, 40], "area": 1600, "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (project / "own").mkdir()
+    Image.new("RGB", (50, 50)).save(project / "own/a.jpg")
+    (project / "own/a.json").write_text(json.dumps(truth))
+    split = "{annotations: own/a.json, images: own}"
+    (project / "params/suites/own.yaml").write_text(
+        f"description: mine\ndata: {{format: coco, train: {split}, val: {split}}}\nexperiments: [baseline]\nseeds: [0]\n"
+    )
+    done = tsd("data", "verify", "--suite", "own")
+    assert done.returncode == 2
+    assert "annotation 5" in done.stderr
+    assert "outside its picture of 50x50" in done.stderr
+    truth["annotations"][0]["bbox"] = [10, 1, 0, 40]
+    (project / "own/a.json").write_text(json.dumps(truth))
+    done = tsd("data", "verify", "--suite", "own")
+    assert done.returncode == 2
+    assert "annotation 5" in done.stderr
+    (project / "own/a.jpg").unlink()
+    assert "a.jpg" in tsd("data", "verify", "--suite", "own").stderr
