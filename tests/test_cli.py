@@ -76,7 +76,8 @@ def test_data_of_the_users_own_is_checked_before_training(project, tmp_path):
     (project / "own/a.json").write_text(json.dumps(truth))
     split = "{annotations: own/a.json, images: own}"
     (project / "params/suites/own.yaml").write_text(
-        f"description: mine\ndata: {{format: coco, train: {split}, val: {split}}}\nexperiments: [baseline]\nseeds: [0]\n"
+        f"description: mine\ndata: {{format: coco, train: {split}, val: {split}}}\n"
+        "experiments: [baseline]\nseeds: [0]\n"
     )
     done = tsd("data", "verify", "--suite", "own")
     assert done.returncode == 2
