@@ -262,7 +262,7 @@ def _data(run: Run, classes: list[str]) -> Config:
     evaluator = {"type": "CocoFigures", "annotations": str(suite.split("val")[0])}
     return {
         "train_dataloader": {
-            "batch_size": settings["schedule"]["batch_size"] // max(suite.resources["gpu"], 1),
+            "batch_size": settings["schedule"]["batch_size"],
             **loader,
             "sampler": {"type": "EpochSampler", "seed": run.seed},
             "batch_sampler": {"type": "ResumableBatchSampler"},
