@@ -10,6 +10,7 @@ EXCEPTIONS = (
     "No log directive defined",  # targets without a command
     "Specify a conda environment or container",
     "Mixed rules and functions in same snakefile",
+    "is a prefix of input or output file",  # verbs take a run's or a table's folder
     "Absolute path",
     "Path composition with '+'",
 )

@@ -25,13 +25,14 @@ def run(*command, check=True, cwd=None, **environment):
     return done
 
 
-def snakemake(*targets, cwd=None, check=True, suite="tiny"):
-    return run("snakemake", "--cores", "2", "--config", f"suite={suite}", *targets, cwd=cwd, check=check)
+def snakemake(*targets, options=(), cwd=None, check=True, suite="tiny"):
+    command = ("snakemake", "--cores", "2", "--config", f"suite={suite}", *options, "--", *targets)
+    return run(*command, cwd=cwd, check=check)
 
 
 def planned(cwd, *targets):
     """Jobs of a dry run: rule → count."""
-    text = snakemake("-n", "--quiet", "rules", *targets, cwd=cwd).stdout
+    text = snakemake(*targets, options=("-n", "--quiet", "rules"), cwd=cwd).stdout
     table = {}
     for line in text.splitlines():
         parts = line.split()
@@ -105,7 +106,7 @@ def test_both_runs_are_in_mlflow(finished):
 
 
 def test_a_second_run_has_nothing_to_do(finished):
-    assert "Nothing to be done" in snakemake("-n", cwd=finished).stdout
+    assert "Nothing to be done" in snakemake(options=["-n"], cwd=finished).stdout
 
 
 def test_one_experiments_edit_trains_that_experiment_only(finished, tmp_path):
@@ -132,7 +133,7 @@ def test_new_times_alone_train_nothing(finished, tmp_path):
 
 
 def test_the_html_report_shows_tables_figures_and_runs(finished):
-    snakemake("--report", "report.html", cwd=finished)
+    snakemake(options=["--report", "report.html"], cwd=finished)
     text = (finished / "report.html").read_text()
     for word in ("Tables", "Figures", "Runs", "figure5", "all tables"):
         assert word in text
@@ -176,14 +177,14 @@ def test_a_dry_run_is_light(project):
 )
 def test_a_mistake_in_params_stops_before_anything_runs(project, change, message):
     edit(project / "params/suites/tiny.yaml", change)
-    done = snakemake("-n", cwd=project, check=False)
+    done = snakemake(options=["-n"], cwd=project, check=False)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "params/suites/tiny.yaml" in done.stdout + done.stderr
 
 
 def test_an_unknown_suite_is_named(project):
-    done = snakemake("-n", suite="nope", cwd=project, check=False)
+    done = snakemake(options=["-n"], suite="nope", cwd=project, check=False)
     assert done.returncode != 0
     assert "nope.yaml: no such suite; there are: " in done.stdout + done.stderr
 

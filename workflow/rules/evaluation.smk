@@ -7,8 +7,8 @@ rule predict_detections:
         checkpoint=f"{RUN}/checkpoint.pth",
         data=ancient(VERIFIED),
     output:
-        f"{EVAL}/predictions.json",
-        f"{EVAL}/proposals.npz",
+        predictions=f"{EVAL}/predictions.json",
+        proposals=f"{EVAL}/proposals.npz",
     log:
         f"logs/{SUITE.name}/predict/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
     benchmark:
@@ -22,7 +22,7 @@ rule predict_detections:
         suite=SUITE.name,
     shell:
         "tsd predict --suite {params.suite} --experiment {wildcards.experiment} --seed {wildcards.seed}"
-        " --digest {wildcards.digest} --checkpoint {input.checkpoint} --output {output[0]} > {log} 2>&1"
+        " --digest {wildcards.digest} --checkpoint {input.checkpoint} --output {output.predictions} > {log} 2>&1"
 
 
 rule evaluate_detections:
