@@ -40,6 +40,7 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
     for table in made:
         tables.write_table(table, out)
     write_text(out / "tables.html", tables.to_html(made))
+    (out.parent / "metrics").mkdir(exist_ok=True)  # DVC wants the folder also where nothing was run
     means = (
         results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
     )
