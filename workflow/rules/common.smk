@@ -42,7 +42,9 @@ def wanted_metrics(wildcards):
     if targets and targets <= ONLY_EXISTING:
         return [path for path in METRICS if Path(path).exists()]
     if targets and targets <= set(TABLES):
-        return metrics_of({name for table in targets for name in experiments_of(TABLES[table])})
+        return metrics_of(
+            {name for table in targets for name in experiments_of(TABLES[table])}
+        )
     if targets and not targets <= {"all"}:
         return [path for path in METRICS if Path(path).exists()]
     return METRICS
