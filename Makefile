@@ -18,13 +18,13 @@ setup: .venv/.ready
 	PYTHON=$(PYTHON) bash workflow/setup.sh
 
 demo: setup
-	snakemake --cores $(CORES) --config suite=demo
-	@cat results/demo/tables/ablation.md
-	@snakemake --cores 1 --config suite=demo --report results/demo/report.html --quiet all
+	snakemake --cores $(CORES) --config suite=$(SUITE)
+	@cat results/$(SUITE)/tables/ablation.md
+	@snakemake --cores 1 --config suite=$(SUITE) --report results/$(SUITE)/report.html --quiet all
 	@echo
-	@echo "tables    results/demo/tables/"
-	@echo "figures   results/demo/figures/pictures/"
-	@echo "report    results/demo/report.html"
+	@echo "tables    results/$(SUITE)/tables/"
+	@echo "figures   results/$(SUITE)/figures/pictures/"
+	@echo "report    results/$(SUITE)/report.html"
 	@echo "runs      make ui     (mlflow ui --backend-store-uri sqlite:///mlflow.db)"
 
 test: setup
