@@ -80,11 +80,19 @@ def test_a_picture_is_loaded(picture):
 
 
 def test_a_missing_corrupt_or_wrongly_sized_picture_is_named(picture, tmp_path):
+    import cv2
+
     with pytest.raises(InputError, match=r"a.jpg: picture 7 is 30x20 pixels, but its annotation says 30x21"):
         StrictLoadImage()(picture | {"height": 21})
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"a.jpg: picture 7 is corrupt"):
         StrictLoadImage()(picture)
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])  # OpenCV decodes the half of it
+    with pytest.raises(InputError, match=r"a.jpg: picture 7 is corrupt"):
+        StrictLoadImage()(picture | {"height": 200, "width": 300})
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(InputError, match=r"a.jpg: picture 7 is missing"):
         StrictLoadImage()(picture)

@@ -1,5 +1,6 @@
 """Loading for training that can stop and go on anywhere: order and augmentation depend on (seed, position) only."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from mmengine.dist import get_dist_info
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from tsd.engine.adapters.random import seed_all
@@ -125,11 +127,12 @@ class StrictLoadImage(BaseTransform):
         path = Path(results["img_path"])
         if not path.is_file():
             raise InputError(f"{path}: picture {results.get('img_id')} is missing")
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        content = path.read_bytes()
+        data = np.frombuffer(content, dtype=np.uint8)
         # Annotations are in the stored pixel order: an EXIF rotation must not be applied.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(data, flags) if data.size else None
-        if image is None:
+        if image is None or _is_truncated(content):
             raise InputError(f"{path}: picture {results.get('img_id')} is corrupt: it can't be decoded")
         expected = (results.get("height"), results.get("width"))
         if expected != (None, None) and image.shape[:2] != expected:
@@ -140,3 +143,18 @@ class StrictLoadImage(BaseTransform):
         results["img"] = image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
+
+
+def _is_truncated(content: bytes) -> bool:
+    """Whether a JPEG ends too early: OpenCV fills the rest with grey and says nothing.
+
+    A JPEG ends with its end-of-image marker; where that is not in the last kilobyte, Pillow's decoder decides.
+    """
+    if not content.startswith(b"\xff\xd8") or b"\xff\xd9" in content[-1024:]:
+        return False
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+    except (OSError, SyntaxError):
+        return True
+    return False
