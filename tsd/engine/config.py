@@ -15,8 +15,8 @@ Config = dict[str, Any]
 FEATURE_STRIDES = [4, 8, 16, 32]
 """FPN levels that RoIs are pooled from."""
 
-_NORMS = {"bn": ("BN", True, False), "syncbn": ("SyncBN", True, False), "frozen_bn": ("BN", False, True)}
-"""norm → (layer, trained affine parameters, running statistics frozen)."""
+_NORMS = {"bn": ("BN", True, False), "syncbn": ("SyncBN", True, False), "frozen_bn": ("BN", True, True)}
+"""norm → (layer, trained affine parameters, running statistics frozen); the released code trains the former."""
 
 
 def build_config(run: Run, work_dir: Path) -> Config:
