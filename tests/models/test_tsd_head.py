@@ -246,6 +246,8 @@ def test_the_recipes_differ_where_paper_and_code_do():
         ({"pr_grad": "some"}, "pr_grad: expected one of"),
         ({"cls_proposal": "points"}, "cls_proposal: expected one of"),
         ({"joint_sibling": False}, "need joint_sibling=True"),
+        ({"reg_decoded_bbox": True}, "reg_decoded_bbox: expected False"),
+        ({"with_avg_pool": True}, "with_avg_pool: expected False"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from tsd.ops import deform_roi_pool, map_roi_levels
+from tsd.ops import DeformRoIPool, deform_roi_pool, map_roi_levels
 
 STRIDES = [4, 8, 16, 32]
 P = 7
@@ -96,9 +96,25 @@ def test_one_shift_for_all_cells_is_roi_align_of_the_translated_roi(sampling_rat
 
 def test_in_single_precision_it_is_within_1e_5_of_the_exact_result():
     features, rois = pyramid(torch.float32), random_rois(60, torch.float32)
-    exact = aligned([f.double() for f in features], rois.double(), map_roi_levels(rois, 4), 2)
-    got = pool(features, rois, torch.zeros(60, 2, P, P))
+    shift = torch.randn(60, 2, generator=torch.Generator().manual_seed(3))
+    shift[:20] = 0
+    moved = rois.double()
+    moved[:, 1:] += (0.1 * shift.double() * (moved[:, 3:] - moved[:, 1:3])).repeat(1, 2)
+    exact = aligned([f.double() for f in features], moved, map_roi_levels(rois, 4), 2)
+    got = pool(features, rois, shift[:, :, None, None].expand(-1, -1, P, P))
     torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.1)])
+def test_in_half_precision_only_values_are_rounded_and_not_positions(dtype, tolerance):
+    features, rois = pyramid(torch.float32, side=256), random_rois(60, torch.float32, extent=1000.0)
+    offset = torch.randn(60, 2, P, P, generator=torch.Generator().manual_seed(3))
+    halves = [feature.to(dtype).requires_grad_() for feature in features]
+    got = pool(halves, rois, offset)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), pool(features, rois, offset), atol=tolerance, rtol=tolerance)
+    got.sum().backward()
+    assert halves[0].grad.dtype == dtype
 
 
 @settings(max_examples=25, deadline=None)
@@ -121,7 +137,7 @@ def test_it_is_its_definition_for_any_shape(count, size, sampling_ratio, gamma, 
 def test_gradients_to_features_and_offset_are_right():
     features = [feature.requires_grad_() for feature in pyramid(channels=2, side=8)]
     rois = random_rois(3, extent=24.0)
-    offset = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(3, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
 
     def function(offset, *features):
         return pool(list(features), rois, offset, size=2)
@@ -159,6 +175,31 @@ def test_a_roi_far_outside_its_picture_pools_zeros():
     assert not pool(pyramid(), rois).any()
 
 
+def test_a_roi_turned_inside_out_pools_as_roi_align_does_and_has_no_adaptive_samples():
+    rois = torch.tensor([[0, 60, 20, 10, 80], [1, 90, 90, 10, 10], [0, 30, 30, 30, 60]], dtype=torch.float64)
+    features = pyramid()
+    torch.testing.assert_close(pool(features, rois), aligned(features, rois, map_roi_levels(rois, 4), 2))
+    assert not pool(features, rois, sampling_ratio=0).any()
+
+
+def test_the_module_is_the_function_with_its_options_fixed():
+    features, rois = pyramid(), random_rois(5)
+    offset = torch.randn(5, 2, P, P, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    module = DeformRoIPool(STRIDES, output_size=P, sampling_ratio=2, gamma=0.1)
+    assert torch.equal(module(features, rois, offset), pool(features, rois, offset))
+    assert torch.equal(module(features, rois), pool(features, rois))
+    assert "gamma=0.1" in repr(module)
+
+
+@pytest.mark.parametrize("sampling_ratio", [2, 0])
+def test_a_nan_roi_gives_nan_and_no_crash(sampling_ratio):
+    rois = random_rois(3)
+    rois[1, 1:] = float("nan")
+    pooled = pool(pyramid(), rois, sampling_ratio=sampling_ratio)
+    assert pooled[1].isnan().all()
+    assert not pooled[[0, 2]].isnan().any()
+
+
 def test_a_nan_offset_gives_nan_in_its_own_roi_and_no_crash():
     features, rois = pyramid(), random_rois(3)
     offset = torch.zeros(3, 2, P, P, dtype=torch.float64)
@@ -193,6 +234,8 @@ def test_levels_are_mmdets():
         ({"strides": [4, 8]}, "one stride per feature map"),
         ({"features": [torch.zeros(1, 3, 8)] * 4}, r"features\[0\]"),
         ({"sampling_ratio": -1}, "sampling_ratio >= 0"),
+        ({"rois": torch.tensor([[2.0, 0, 0, 9, 9]])}, "pictures 0 to 1 in column 0, got .2.0."),
+        ({"rois": torch.zeros(3, 5, device="meta")}, "on one device, got .'cpu', 'meta'."),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -67,7 +67,8 @@ class TSDBBoxHead(BBoxHead):
         **kwargs: of mmdet's ``BBoxHead``. Background is class ``num_classes``.
 
     Raises:
-        ValueError: an argument is not one of its values, or PC without the sibling head.
+        ValueError: an argument is not one of its values, PC without the sibling head, or an option of ``BBoxHead``
+            that has no meaning here.
     """
 
     def __init__(
@@ -93,6 +94,9 @@ class TSDBBoxHead(BBoxHead):
         backend: str = "torch",
         **kwargs: Any,
     ) -> None:
+        for name in ("reg_decoded_bbox", "with_avg_pool"):
+            if kwargs.get(name):
+                raise ValueError(f"{name}: expected False, as the branches regress deltas from all cells of the RoI")
         super().__init__(**kwargs)
         given = {
             "margin_cls": margin_cls,

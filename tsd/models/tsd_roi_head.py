@@ -89,11 +89,24 @@ class TSDRoIHead(StandardRoIHead):
                 "cls_points": points[index],
             }
             if rescale:
-                factor = [1 / value for value in meta["scale_factor"]]
-                extras["proposals"] = scale_boxes(extras["proposals"], factor)
-                extras["reg_proposals"] = scale_boxes(extras["reg_proposals"], factor)
-                extras["cls_points"] = extras["cls_points"] * extras["cls_points"].new_tensor(factor)
+                extras = _to_original(extras, meta)
             results.append(self._suppress(raw[index], extras, rcnn_test_cfg))
+        return results
+
+    def predict_mask(
+        self,
+        x: tuple[Tensor, ...],
+        batch_img_metas: list[dict],
+        results_list: list[InstanceData],
+        rescale: bool = False,
+    ) -> list[InstanceData]:
+        """Masks of the final boxes. With a mask branch it is this step that rescales, boxes and proposals alike."""
+        results = super().predict_mask(x, batch_img_metas, results_list, rescale=rescale)
+        for result, meta in zip(results, batch_img_metas):
+            if rescale and "proposals" in result:
+                kept = {name: result.get(name) for name in ("proposals", "reg_proposals", "cls_points")}
+                for name, value in _to_original(kept, meta).items():
+                    result.set_field(value, name)
         return results
 
     def _suppress(self, raw: InstanceData, extras: dict[str, Tensor], config: Any) -> InstanceData:
@@ -123,3 +136,13 @@ class TSDRoIHead(StandardRoIHead):
                 result.proposals, result.reg_proposals = rois.new_zeros((0, 4)), rois.new_zeros((0, 4))
                 result.cls_points = rois.new_zeros((0, size, size, 2))
         return results
+
+
+def _to_original(extras: dict[str, Tensor], meta: dict) -> dict[str, Tensor]:
+    """Proposals and points in pixels of the original picture instead of the network's input."""
+    factor = [1 / value for value in meta["scale_factor"]]
+    return {
+        "proposals": scale_boxes(extras["proposals"], factor),
+        "reg_proposals": scale_boxes(extras["reg_proposals"], factor),
+        "cls_points": extras["cls_points"] * extras["cls_points"].new_tensor(factor),
+    }

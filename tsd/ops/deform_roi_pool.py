@@ -4,12 +4,12 @@ Each RoI is divided into P × P cells; every cell is the mean of ``sampling_rati
 (``aligned=True``), and all samples of a cell are moved by that cell's offset, in units of ``gamma`` × RoI size.
 """
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 BACKENDS = ("torch",)
 """``torch`` runs on any device and is the reference."""
@@ -48,10 +48,11 @@ def deform_roi_pool(
         (K, C, P, P), of the features' dtype.
 
     Raises:
-        ValueError: shapes, devices or backend do not fit.
+        ValueError: shapes, devices, picture numbers or backend do not fit.
     """
     _check(features, rois, offset, strides, output_size, sampling_ratio, backend)
-    rois = rois.detach().to(features[0].dtype)
+    # Half precision holds pixel positions to within 1 in 1024 at best: geometry is never coarser than single.
+    rois = rois.detach().to(torch.promote_types(features[0].dtype, torch.float32))
     levels = map_roi_levels(rois, len(features), finest_scale)
     if sampling_ratio > 0:
         samples = torch.full((len(rois), 2), sampling_ratio, dtype=torch.long, device=rois.device)
@@ -59,7 +60,8 @@ def deform_roi_pool(
     else:
         scale = torch.as_tensor(strides, device=rois.device)[levels].to(rois.dtype)[:, None]
         sizes = torch.stack((rois[:, 4] - rois[:, 2], rois[:, 3] - rois[:, 1]), dim=1) / scale
-        samples = torch.ceil(sizes / output_size).long()
+        # A NaN takes one sample, to come out as NaN.
+        samples = torch.ceil(torch.where(sizes.isfinite(), sizes, 1) / output_size).long().clamp(min=0)
         groups = [(int(a), int(b)) for a, b in torch.unique(samples, dim=0).tolist()]
     channels = features[0].shape[1]
     # Of zero size, but it keeps every level and the offset in the graph: no parameter is ever unused.
@@ -70,7 +72,7 @@ def deform_roi_pool(
     if not groups:
         return pooled
     table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
-    geometry = _Geometry(features, strides)
+    geometry = _Geometry(features, strides, rois.dtype)
     if len(groups) == 1 and min(groups[0]) > 0:
         return _pool(table, geometry, rois, levels, offset, output_size, groups[0], gamma) + link
     for group in groups:
@@ -81,6 +83,36 @@ def deform_roi_pool(
         values = _pool(table, geometry, rois[index], levels[index], part, output_size, group, gamma)
         pooled = pooled.index_copy(0, index, values)
     return pooled
+
+
+class DeformRoIPool(nn.Module):
+    """:func:`deform_roi_pool` as a module, with its keyword arguments fixed."""
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        output_size: int,
+        sampling_ratio: int,
+        gamma: float,
+        finest_scale: float = 56,
+        backend: str = "torch",
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "strides": tuple(strides),
+            "output_size": output_size,
+            "sampling_ratio": sampling_ratio,
+            "gamma": gamma,
+            "finest_scale": finest_scale,
+            "backend": backend,
+        }
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Pool ``rois`` (K, 5) with ``offset`` (K, 2, P, P) or None; (K, C, P, P)."""
+        return deform_roi_pool(features, rois, offset, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 def map_roi_levels(rois: Tensor, num_levels: int, finest_scale: float = 56) -> Tensor:
@@ -96,7 +128,7 @@ def map_roi_levels(rois: Tensor, num_levels: int, finest_scale: float = 56) -> T
 class _Geometry:
     """Where each level lies in the table of all feature vectors."""
 
-    def __init__(self, features: Sequence[Tensor], strides: Sequence[int]) -> None:
+    def __init__(self, features: Sequence[Tensor], strides: Sequence[int], dtype: torch.dtype) -> None:
         first = features[0]
         heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
         starts = [0]
@@ -105,7 +137,7 @@ class _Geometry:
         self.height = torch.tensor(heights, device=first.device)
         self.width = torch.tensor(widths, device=first.device)
         self.start = torch.tensor(starts, device=first.device)
-        self.scale = torch.tensor([1.0 / stride for stride in strides], device=first.device, dtype=first.dtype)
+        self.scale = torch.tensor([1.0 / stride for stride in strides], device=first.device, dtype=dtype)
 
 
 def _pool(
@@ -144,7 +176,7 @@ def _pool(
     values = F.embedding_bag(
         index.expand(shape).reshape(bags, -1),
         table,
-        per_sample_weights=weight.expand(shape).reshape(bags, -1),
+        per_sample_weights=weight.expand(shape).reshape(bags, -1).to(table.dtype),
         mode="sum",
     )
     return values.view(number, size, size, -1).permute(0, 3, 1, 2)
@@ -192,7 +224,15 @@ def _check(
             raise ValueError(f"features[{level}]: expected (B, C, H, W) of one B and C, got {tuple(feature.shape)}")
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois: expected (K, 5), got {tuple(rois.shape)}")
+    tensors = [*features, rois] if offset is None else [*features, rois, offset]
+    if len({tensor.device for tensor in tensors}) > 1:
+        raise ValueError(f"expected all tensors on one device, got {sorted({str(t.device) for t in tensors})}")
+    # On other devices looking at the values would hold up the queue, so there nothing is checked.
+    if rois.device.type == "cpu" and len(rois) and not bool(((rois[:, 0] >= 0) & (rois[:, 0] < len(first))).all()):
+        raise ValueError(
+            f"rois: expected pictures 0 to {len(first) - 1} in column 0, got {rois[:, 0].unique().tolist()}"
+        )
     if offset is not None and offset.shape != (len(rois), 2, size, size):
         raise ValueError(f"offset: expected {(len(rois), 2, size, size)}, got {tuple(offset.shape)}")
-    if sampling_ratio < 0 or size < 1 or not math.isfinite(size):
+    if sampling_ratio < 0 or size < 1:
         raise ValueError(f"expected output_size >= 1 and sampling_ratio >= 0, got {size} and {sampling_ratio}")
