@@ -50,6 +50,19 @@ def wanted_metrics(wildcards):
     return METRICS
 
 
+def evaluated(wildcards):
+    """Metrics in the run's folder; nothing if the run is not here but its published metrics are.
+
+    In a fresh clone with pulled results a shared job (verifying the data, say) would otherwise count as an update of
+    every run's inputs, and all would be trained again.
+    """
+    run = Path(RESULTS, "runs", wildcards.experiment, wildcards.digest, f"seed{wildcards.seed}")
+    name = f"{wildcards.experiment}-seed{wildcards.seed}-{wildcards.digest}-{wildcards.test_digest}.json"
+    if Path(RESULTS, "metrics", name).exists() and not run.exists():
+        return []
+    return str(run / "eval" / wildcards.test_digest / "metrics.json")
+
+
 def resource(name):
     """What the suite asks for one training."""
     return SUITE.resources[name]

@@ -47,7 +47,7 @@ rule evaluate_detections:
 # without their checkpoints, and trains only what its params change.
 rule publish_metrics:
     input:
-        f"{EVAL}/metrics.json",
+        evaluated,
     output:
         f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}.json",
     log:
