@@ -238,7 +238,10 @@ def test_dvc_reproduces_and_a_committed_edit_is_not_passed_off(finished, tmp_pat
     run("dvc", "repro", "-q", cwd=clone)
     trained = {path.parts[-4] for path in (clone / "results/tiny/runs").glob("*/*/*/checkpoint.pth")}
     assert trained == {"tsd_pc"}
-    assert "tsd_pc" in run("dvc", "metrics", "diff", "HEAD", "--json", cwd=clone).stdout
+    assert "tsd_pc" in run("dvc", "metrics", "show", "--json", cwd=clone).stdout
+    run("dvc", "metrics", "diff", "HEAD", cwd=clone)
+    run("dvc", "plots", "show", "--out", "plots", cwd=clone)
+    assert "training.csv" in (clone / "plots/index.html").read_text()
     assert "up to date" in run("dvc", "status", cwd=clone).stdout
 
 

@@ -56,7 +56,9 @@ def evaluated(wildcards):
     In a fresh clone with pulled results a shared job (verifying the data, say) would otherwise count as an update of
     every run's inputs, and all would be trained again.
     """
-    run = Path(RESULTS, "runs", wildcards.experiment, wildcards.digest, f"seed{wildcards.seed}")
+    run = Path(
+        RESULTS, "runs", wildcards.experiment, wildcards.digest, f"seed{wildcards.seed}"
+    )
     name = f"{wildcards.experiment}-seed{wildcards.seed}-{wildcards.digest}-{wildcards.test_digest}.json"
     if Path(RESULTS, "metrics", name).exists() and not run.exists():
         return []
