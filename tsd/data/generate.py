@@ -24,7 +24,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from tsd.data.manifest import MANIFEST, build_manifest, read_manifest
+from tsd.data.manifest import MANIFEST, build_manifest, dump, read_manifest
 from tsd.data.scenes import SHAPES, TEXTURES, Thing, background, class_names, draw_clutter, draw_thing
 from tsd.errors import InputError
 
@@ -203,7 +203,7 @@ def _write(spec: SceneSpec, folder: Path, workers: int) -> None:
         spec=spec.to_dict(),
         others=sorted(str(path.relative_to(folder)) for path in folder.glob("openimages/*")),
     )
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    (folder / MANIFEST).write_text(dump(manifest))
 
 
 class _Serial:

@@ -27,8 +27,6 @@ PENDING = "mlflow.pending"
 BATCH = 1000
 """Metrics per request: the most that MLflow takes."""
 
-STATUS = {"RUNNING": "RUNNING", "FINISHED": "FINISHED", "FAILED": "FAILED"}
-
 
 @dataclass(frozen=True)
 class SyncReport:
@@ -119,7 +117,7 @@ def sync_run(folder: Path, uri: str) -> str:
     _log_curves(client, run_id, folder, status)
     _log_results(client, run_id, folder)
     _upload(client, run_id, folder, run.data.tags.get("tsd.artifacts"))
-    state = STATUS.get(status.get("status", "RUNNING"), "RUNNING")
+    state = status.get("status", "RUNNING")
     if run.info.status != state:
         if state == "RUNNING":
             client.update_run(run_id, status="RUNNING")
