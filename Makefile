@@ -54,7 +54,9 @@ tables report: setup
 	snakemake --cores $(CORES) --config suite=$(SUITE) -- $@
 
 ui: setup
-	@uri=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}; echo "mlflow ui --backend-store-uri $$uri"; \
+	@tsd mlflow init --suite $(SUITE)
+	@uri=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}; \
+	case $$uri in http*) exit 0;; esac; echo "mlflow ui --backend-store-uri $$uri"; \
 	mlflow ui --backend-store-uri $$uri --host 127.0.0.1 --port $${PORT:-5000}
 
 # Say what the next run would do, and why.

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 the work failed, 2 bad input or usage; messages go to sta
 """
 
 import argparse
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -188,15 +189,21 @@ def _mlflow_init(args: Args) -> int:
     root = Path.cwd()
     uri = tracking.tracking_uri(root)
     try:
-        tracking.init(root, uri, experiments=[f"tsd-{args.suite}"])
-        ready = True
+        pages = tracking.init(root, uri, experiments=[f"tsd-{args.suite}"])
     except Exception as error:  # a server that is down must not keep trainings from starting
         print(f"MLflow at {uri} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
-        ready = False
+        pages = []
     if args.output:
-        write_json(args.output, {"uri": uri, "ready": ready})
+        write_json(args.output, {"uri": uri, "ready": bool(pages)})
     print(uri)
+    for page in pages:
+        print(f"runs with their AP columns: {_server(uri)}{page}")
     return 0
+
+
+def _server(uri: str) -> str:
+    """Where a browser finds the store: the server itself, or what ``make ui`` starts."""
+    return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('PORT', '5000')}"
 
 
 def _mlflow_sync(args: Args) -> int:

@@ -17,7 +17,7 @@ def test_all_runs_are_listed_with_their_ap_and_two_can_be_compared(tmp_path, mon
     find_chromium()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = tracking.tracking_uri(tmp_path)
-    tracking.init(tmp_path, uri, ["tsd-demo"])
+    (page,) = tracking.init(tmp_path, uri, ["tsd-demo"])
     ids = [tracking.sync_run(make_run(tmp_path, name), uri) for name in ("baseline", "tsd_joint", "tsd_pc")]
     experiment = client(uri).get_experiment_by_name("tsd-demo").experiment_id
     port = free_port()
@@ -31,12 +31,12 @@ def test_all_runs_are_listed_with_their_ap_and_two_can_be_compared(tmp_path, mon
     ) as server:
         try:
             wait_for(f"http://127.0.0.1:{port}/health")
-            base = f"http://127.0.0.1:{port}/#"
+            base = f"http://127.0.0.1:{port}"
             names = ["baseline seed0", "tsd_joint seed0", "tsd_pc seed0"]
-            visit(f"{base}/experiments/{experiment}/runs", names, tmp_path / "runs.png")
+            visit(base + page, [*names, "AP", "AP50"], tmp_path / "runs.png")
             pair = f'["{ids[0]}","{ids[2]}"]'.replace('"', "%22")
             visit(
-                f"{base}/compare-runs?runs={pair}&experiments=[%22{experiment}%22]",
+                f"{base}/#/compare-runs?runs={pair}&experiments=[%22{experiment}%22]",
                 ["AP50", names[0], names[2]],
                 tmp_path / "compare.png",
             )

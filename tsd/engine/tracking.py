@@ -23,6 +23,14 @@ from tsd.files import read_json, write_text
 KEY = "tsd.key"
 """Tag that identifies a run: suite/experiment/digest/seed<k>."""
 
+VIEW = "results"
+"""Name of the run list's shared view, whose columns are the AP figures."""
+
+_COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
+    *(f"tags.`{name}`" for name in ("recipe", "git_commit", "data_digest")),
+)
+
 PENDING = "mlflow.pending"
 BATCH = 1000
 """Metrics per request: the most that MLflow takes."""
@@ -52,11 +60,20 @@ def tracking_uri(root: Path) -> str:
     return uri
 
 
-def init(root: Path, uri: str, experiments: list[str]) -> None:
-    """Create the store and its experiments; one process must do it before several write (sqlite's schema)."""
+def init(root: Path, uri: str, experiments: list[str]) -> list[str]:
+    """Create the store and its experiments; one process must do it before several write (sqlite's schema).
+
+    Returns:
+        For each experiment the page of MLflow's UI that lists its runs with their AP columns, to be put behind the
+        server's address.
+    """
     client = _client(uri)
+    pages = []
     for name in experiments:
-        _experiment_id(client, name, root, uri)
+        number = _experiment_id(client, name, root, uri)
+        client.set_experiment_tag(number, f"mlflow.sharedViewState.{VIEW}", json.dumps({"selectedColumns": _COLUMNS}))
+        pages.append(f"/#/experiments/{number}/runs?viewStateShareKey={VIEW}")
+    return pages
 
 
 def mirror(folder: Path, uri: str) -> bool:
