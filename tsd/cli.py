@@ -118,14 +118,18 @@ def _predict(args: Args) -> int:
 
 
 def _evaluate_coco(args: Args) -> int:
-    from tsd.evaluation.coco import evaluate_coco, format_summary
+    from tsd.evaluation.coco import evaluate_boxes_and_masks, evaluate_coco, format_summary
     from tsd.files import write_json
 
-    figures = evaluate_coco(args.annotations, args.predictions, iou_type=args.iou_type)
     if args.run_folder:
-        from tsd.engine.record import run_facts
+        from tsd.engine.model import has_masks
+        from tsd.engine.record import read_described, run_facts
 
-        figures["run"] = run_facts(args.run_folder, args.predictions)
+        both = has_masks(read_described(args.run_folder)["params"])
+        evaluate = evaluate_boxes_and_masks if both else evaluate_coco
+        figures = evaluate(args.annotations, args.predictions) | {"run": run_facts(args.run_folder, args.predictions)}
+    else:
+        figures = evaluate_coco(args.annotations, args.predictions, iou_type=args.iou_type)
     write_json(args.output, figures)
     print(format_summary(figures["metrics"]))
     if args.run_folder and not args.no_mlflow:
@@ -140,8 +144,18 @@ def _evaluate_coco(args: Args) -> int:
 def _tables(args: Args) -> int:
     from tsd.engine.results import make_tables
 
-    text = make_tables(_suite(args), args.metrics, args.output)
+    text = make_tables(_suite(args), args.metrics, args.output, args.models)
     print(text)
+    return 0
+
+
+def _inspect(args: Args) -> int:
+    from tsd.engine.inspect import format_facts, inspect_suite, write_facts
+
+    facts = inspect_suite(_suite(args), (args.size[1], args.size[0]), args.proposals)
+    if args.output:
+        write_facts(args.output, facts, (args.size[1], args.size[0]), args.proposals)
+    print(format_facts(facts))
     return 0
 
 
@@ -304,6 +318,15 @@ def _parser() -> argparse.ArgumentParser:
         _suite_option(verb)
         verb.add_argument("--metrics", type=Path, nargs="*", help="default: those that today's params resolve to")
         verb.add_argument("--output", type=Path, required=True, help="folder" if name != "runs" else "CSV file")
+        if name == "tables":
+            verb.add_argument("--models", type=Path, help="file of tsd inspect, for the columns that need no training")
+    verb = _add(verbs, "inspect", _inspect, "count parameters and multiply-adds of a suite's detectors; needs no data")
+    _suite_option(verb)
+    verb.add_argument(
+        "--size", type=int, nargs=2, default=(1344, 800), metavar=("WIDTH", "HEIGHT"), help="of the picture"
+    )
+    verb.add_argument("--proposals", type=int, default=1000, help="RoIs per picture (default: %(default)s)")
+    verb.add_argument("--output", type=Path, help="also write JSON")
     verb = _add(verbs, "explain", _explain, "say of each run of a suite what its digest is and what is there")
     _suite_option(verb)
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")

@@ -139,6 +139,15 @@ def test_problems_are_listed_up_to_twenty(folder):
     assert listed[-1] == "and 5 more problems"
 
 
+@pytest.mark.parametrize("mask", [[], [[1, 2, 3, 4]], {"size": [1, 1]}, "RLE", None])
+def test_a_missing_or_broken_mask_is_named_where_masks_are_needed(folder, mask):
+    content = changed("annotations.0.segmentation", mask)
+    write(folder, content)
+    load_coco(folder / "instances.json", None)
+    found = problems(folder, content, masks=True)
+    assert f"annotation {content['annotations'][0]['id']}: segmentation: expected polygons" in found[0]
+
+
 def test_a_missing_picture_is_named(folder):
     (folder / "b.png").unlink()
     (problem,) = problems(folder, GOOD, images=True)

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 import tsd
-from tsd.engine.identity import data_digest
+from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import get_run, load_suite, read_yaml, suites
-from tsd.errors import ParamsError
+from tsd.errors import InputError, ParamsError
 
 
 def edit(project: Path, change, name="params/suites/tiny.yaml"):
@@ -128,6 +128,79 @@ def test_mistakes_in_experiments_are_named(project):
     edit(project, lambda e: e["experiments"]["baseline"].update(heads={}), "params/experiments.yaml")
     with pytest.raises(ParamsError, match=r"experiments.yaml: experiments.baseline.heads: unknown key"):
         load_suite("tiny")
+
+
+def add_experiments(**experiments):
+    def change(content):
+        content["experiments"] |= experiments
+
+    return change
+
+
+def test_an_experiment_starts_from_what_it_extends(project):
+    change = add_experiments(
+        parent={"extends": "tsd_pc", "head": {"margin_cls": 0.4}, "title": "p"},
+        child={"extends": "parent", "head": {"gamma": 0.2}, "title": "c"},
+    )
+    edit(project, change, "params/experiments.yaml")
+    edit(project, lambda s: s.update(experiments=["tsd_pc", "child"]))
+    settings = load_suite("tiny").settings
+    expected = settings["tsd_pc"]["head"] | {"margin_cls": 0.4, "gamma": 0.2}
+    assert settings["child"] == settings["tsd_pc"] | {"head": expected, "title": "c"}
+
+
+def test_what_extends_in_a_circle_or_nothing_is_named(project):
+    edit(
+        project,
+        add_experiments(a={"extends": "b"}, b={"extends": "a"}, c={"extends": "tsd_cp"}),
+        "params/experiments.yaml",
+    )
+    edit(project, lambda s: s.update(experiments=["a"]))
+    with pytest.raises(ParamsError, match=r"experiments.a.extends: a circle: a → b → a"):
+        load_suite("tiny")
+    edit(project, lambda s: s.update(experiments=["c"]))
+    with pytest.raises(ParamsError, match=r"experiments.c.extends: no experiment 'tsd_cp' \(did you mean 'tsd_pc'"):
+        load_suite("tiny")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": {"type": "tsd"}, "disentangle": "head"}, "disentangle: expected none with a head of type tsd"),
+        ({"detector": "mask_rcnn", "disentangle": "head"}, "disentangle: expected detector faster_rcnn, got mask_rcnn"),
+        (
+            {"backbone": {"type": "mobilenet_v2"}, "disentangle": "stride8"},
+            "disentangle: expected a backbone of type resnet to be parted within, got mobilenet_v2",
+        ),
+        ({"disentangle": "head", "rpn_branch": "reg"}, "rpn_branch: only a detector with disentangle: stride8"),
+        ({"cascade": {"stage_weights": [1, 1, 1]}}, "cascade: only the detectors cascade_rcnn"),
+        ({"backbone": {"groups": 32}}, "backbone.groups: only a backbone of type resnext has it"),
+        ({"backbone": {"type": "resnext"}}, "backbone.depth: expected 50, 101 or 152 for a resnext, got 18"),
+        ({"backbone": {"dcn": True}}, "backbone.dcn: expected a backbone of bottleneck blocks"),
+        ({"detector": "mask_rcnn", "test": {"flip": True}}, "test.flip: masks of several views can't be merged"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(project, settings, message):
+    edit(project, add_experiments(odd=settings), "params/experiments.yaml")
+    edit(project, lambda s: s.update(experiments=["odd"]))
+    with pytest.raises(ParamsError) as error:
+        load_suite("tiny")
+    assert f"tiny.yaml: odd: {message}" in str(error.value)
+
+
+def test_a_setting_that_an_experiment_does_not_have_does_not_enter_its_digest(project):
+    edit(project, lambda s: s.update(experiments=["baseline_mobilenet_v2"]))
+    backbone = load_suite("tiny").settings["baseline_mobilenet_v2"]["backbone"]
+    assert backbone["type"] == "mobilenet_v2"
+    assert not {"depth", "base_channels"} & set(backbone)
+
+
+def test_known_data_that_is_not_here_can_be_planned_with_and_unknown_data_can_not(project):
+    assert data_digest(load_suite("coco")) == ABSENT
+    assert load_suite("coco").num_classes == 80
+    edit(project, lambda s: s["data"].pop("classes"), "params/suites/coco.yaml")
+    with pytest.raises(InputError, match=r"instances_train2017.json"):
+        data_digest(load_suite("coco"))
 
 
 def test_an_unknown_suite_or_experiment_lists_the_known(project):

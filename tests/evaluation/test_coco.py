@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tsd.errors import InputError
-from tsd.evaluation.coco import NAMES, evaluate_coco, format_summary
+from tsd.evaluation.coco import NAMES, evaluate_boxes_and_masks, evaluate_coco, format_summary
 
 
 def scene(boxes, categories=(1,), crowd=()):
@@ -161,3 +161,29 @@ def test_the_summary_prints_percent_and_a_dash_where_undefined():
     text = format_summary(figures["metrics"])
     assert "AP 100.0" in text
     assert "APs -" in text
+
+
+def test_masks_are_scored_by_their_own_overlap(tmp_path):
+    from pycocotools.mask import encode
+
+    def code(rows):
+        mask = np.zeros((100, 100), dtype=np.uint8, order="F")
+        mask[rows, 10:60] = 1
+        content = encode(mask)
+        return {"size": list(content["size"]), "counts": content["counts"].decode()}
+
+    truth = scene([[10, 10, 50, 50]])
+    truth["annotations"][0]["segmentation"] = code(slice(10, 60))
+    detections = found([10, 10, 50, 50])  # a perfect box, with a mask that covers 35 of the 50 rows: IoU 0.7
+    detections[0]["segmentation"] = code(slice(10, 45))
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(detections))
+    metrics = evaluate_boxes_and_masks(tmp_path / "truth.json", tmp_path / "found.json")["metrics"]
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["mask_AP50"] == pytest.approx(1.0)
+    assert metrics["mask_AP75"] == pytest.approx(0.0)
+    assert metrics["mask_AP"] == pytest.approx(0.5)  # right at 0.50, 0.55, 0.60, 0.65 and 0.70
+    detections[0].pop("segmentation")
+    (tmp_path / "found.json").write_text(json.dumps(detections))
+    with pytest.raises(InputError, match=r"found.json: entry 0: missing key 'segmentation'"):
+        evaluate_boxes_and_masks(tmp_path / "truth.json", tmp_path / "found.json")

@@ -51,6 +51,24 @@ def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_the_papers_figure
     assert table.rows[0].cells[1].delta == "+0.3"  # 62.0 against 61.7
 
 
+def test_a_column_with_a_unit_is_no_score_and_needs_no_run():
+    definition = DEFINITION | {"columns": [{"label": "#param", "metric": "params_m", "unit": "M"}]}
+    counted = tables.model_results({"one": {"params_m": 58.94, "gmacs": 2.0}})
+    reported = pd.DataFrame([("table3", "one", "params_m", 58.9)], columns=["table", "row", "metric", "value"])
+    table = tables.build_table("t", definition, counted, reported, "a note")
+    cell = table.rows[0].cells[0]
+    assert (cell.measured, cell.reported, cell.delta) == ("58.9", "58.9", "+0.0")
+    assert table.rows[1].cells[0].measured == "not run"
+    assert table.notes == ("a note",)  # no word of seeds
+
+
+def test_a_suite_chooses_among_the_tables(root):
+    assert list(tables.chosen_tables(root / "params", ["table3", "table1"])) == ["table3", "table1"]
+    assert list(tables.chosen_tables(root / "params", None)) == list(tables.load_tables(root / "params"))
+    with pytest.raises(ParamsError, match=r"no table 'table33', which the suite asks for; there are: ablation"):
+        tables.chosen_tables(root / "params", ["table33"])
+
+
 def test_one_seed_has_no_spread():
     assert build(("one", 0, 0.4, 0.6, "c")).rows[0].cells[0].measured == "40.0"
 

@@ -25,7 +25,11 @@ LOG = logging.getLogger(__name__)
 
 
 def load_coco(
-    annotations: Path, images: Path | None, check_pictures: bool = False, on_degenerate: Policy = "drop"
+    annotations: Path,
+    images: Path | None,
+    check_pictures: bool = False,
+    on_degenerate: Policy = "drop",
+    masks: bool = False,
 ) -> Coco:
     """Read and check a COCO instances file.
 
@@ -35,17 +39,20 @@ def load_coco(
         check_pictures: also decode every picture and compare its size with the annotation's.
         on_degenerate: what becomes of a box of zero width or height. COCO's own train2017 has such, and training
             passes over them, so "drop" leaves them out of what is returned and logs a warning; "error" refuses them.
+        masks: every annotation must have a segmentation: polygons or a run-length code.
 
     Returns:
         The file's content. It is shared between calls: copy it before changing it.
 
     Raises:
         InputError: broken JSON, missing keys, values of a wrong type, repeated ids, unknown picture or category, a
-            box of negative size or outside its picture, a missing, corrupt or wrongly sized picture. All problems
-            are listed (the first 20), each with its file, id and what would be right.
+            box of negative size or outside its picture, a missing mask, a missing, corrupt or wrongly sized picture.
+            All problems are listed (the first 20), each with its file, id and what would be right.
     """
     annotations = Path(annotations)
     content = _load(annotations, annotations.stat().st_mtime_ns if annotations.exists() else 0, on_degenerate)
+    if masks:
+        _raise(annotations, _mask_problems(content))
     if images is not None:
         _raise(annotations, _picture_problems(content, Path(images), check_pictures))
     return content
@@ -159,6 +166,18 @@ def _box_problem(box: list[float], picture: dict[str, Any], on_degenerate: Polic
         size = f"{picture['width']}x{picture['height']}"
         return f"bbox {box} (x, y, width, height) lies outside its picture of {size} pixels"
     return None
+
+
+def _mask_problems(content: Coco) -> Iterator[str]:
+    for annotation in content["annotations"]:
+        mask = annotation.get("segmentation")
+        polygons = isinstance(mask, list) and mask and all(isinstance(part, list) and len(part) >= 6 for part in mask)
+        code = isinstance(mask, dict) and {"size", "counts"} <= set(mask)
+        if not (polygons or code):
+            yield (
+                f"annotation {annotation['id']}: segmentation: expected polygons of at least three points or a "
+                f"run-length code, which a detector with masks needs, got {str(mask)[:80]}"
+            )
 
 
 def _picture_problems(content: Coco, folder: Path, decode: bool) -> Iterator[str]:

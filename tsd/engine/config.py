@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tsd.data.coco import load_coco
+from tsd.engine.model import build_model, build_test_cfg, has_masks
 from tsd.engine.params import Run, Settings
 from tsd.errors import InputError
 
 Config = dict[str, Any]
-
-FEATURE_STRIDES = [4, 8, 16, 32]
-"""FPN levels that RoIs are pooled from."""
-
-_NORMS = {"bn": ("BN", True, False), "syncbn": ("SyncBN", True, False), "frozen_bn": ("BN", True, True)}
-"""norm → (layer, trained affine parameters, running statistics frozen); the released code trains the former."""
 
 
 def build_config(run: Run, work_dir: Path) -> Config:
@@ -48,7 +43,7 @@ def build_config(run: Run, work_dir: Path) -> Config:
         "randomness": {"seed": run.seed, "deterministic": not on_gpu},
         "default_hooks": {"logger": None, "checkpoint": None, "timer": {"type": "IterTimerHook"}},
         "custom_hooks": [{"type": "StatelessRandomHook", "seed": run.seed}],
-        "model": _model(settings, len(classes), suite.recipe),
+        "model": build_model(settings, len(classes), suite.recipe),
         **_data(run, classes),
         **_schedule(settings, suite.monitor),
     }
@@ -73,7 +68,8 @@ def read_classes(run: Run) -> list[str]:
     found = {}
     for split in ("train", "val"):
         annotations, images = run.suite.split(split)
-        content = load_coco(annotations, images, on_degenerate=run.suite.on_degenerate)
+        masks = has_masks(run.settings)
+        content = load_coco(annotations, images, on_degenerate=run.suite.on_degenerate, masks=masks)
         found[split] = [(category["id"], category["name"]) for category in content["categories"]]
     if found["train"] != found["val"]:
         odd = sorted(set(found["train"]) ^ set(found["val"]))
@@ -84,181 +80,40 @@ def read_classes(run: Run) -> list[str]:
     return [name for _, name in found["train"]]
 
 
-def _model(settings: Settings, num_classes: int, recipe: str) -> Config:
-    channels = settings["neck"]["channels"]
-    return {
-        "type": "FasterRCNN",
-        "data_preprocessor": {
-            "type": "DetDataPreprocessor",
-            "mean": [123.675, 116.28, 103.53],
-            "std": [58.395, 57.12, 57.375],
-            "bgr_to_rgb": True,
-            "pad_size_divisor": 32,
-        },
-        "backbone": _backbone(settings["backbone"]),
-        "neck": {
-            "type": "FPN",
-            "in_channels": _stage_channels(settings["backbone"]),
-            "out_channels": channels,
-            "num_outs": len(settings["rpn"]["strides"]),
-        },
-        "rpn_head": {
-            "type": "RPNHead",
-            "in_channels": channels,
-            "feat_channels": channels,
-            "anchor_generator": {
-                "type": "AnchorGenerator",
-                "scales": settings["rpn"]["anchor_scales"],
-                "ratios": settings["rpn"]["anchor_ratios"],
-                "strides": settings["rpn"]["strides"],
-            },
-            "bbox_coder": _coder(1.0, 1.0),
-            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
-            "loss_bbox": {"type": "SmoothL1Loss", "beta": 1 / 9, "loss_weight": 1.0},
-        },
-        "roi_head": _roi_head(settings, num_classes, recipe),
-        "train_cfg": _train_cfg(settings),
-        "test_cfg": {
-            "rpn": _proposals(settings["test"]["proposals"], settings["rpn"]["nms_iou"]),
-            "rcnn": {
-                "score_thr": settings["test"]["score_threshold"],
-                "nms": {"type": "nms", "iou_threshold": settings["test"]["nms_iou"]},
-                "max_per_img": settings["test"]["max_per_image"],
-            },
-        },
-    }
-
-
-def _backbone(settings: Settings) -> Config:
-    layer, trained, frozen = _NORMS[settings["norm"]]
-    return {
-        "type": "ResNet",
-        "depth": settings["depth"],
-        "base_channels": settings["base_channels"],
-        "stem_channels": settings["base_channels"],
-        "num_stages": 4,
-        "out_indices": [0, 1, 2, 3],
-        "frozen_stages": settings["frozen_stages"],
-        "norm_cfg": {"type": layer, "requires_grad": trained},
-        "norm_eval": frozen,
-        "style": "pytorch",
-    }
-
-
-def _stage_channels(backbone: Settings) -> list[int]:
-    expansion = 1 if backbone["depth"] in (18, 34) else 4
-    return [backbone["base_channels"] * expansion * 2**stage for stage in range(4)]
-
-
-def _roi_head(settings: Settings, num_classes: int, recipe: str) -> Config:
-    head, roi = settings["head"], settings["roi"]
-    bbox_head = {
-        "type": "TSDBBoxHead" if head["type"] == "tsd" else "Shared2FCBBoxHead",
-        "in_channels": settings["neck"]["channels"],
-        "fc_out_channels": head["fc_channels"],
-        "roi_feat_size": roi["pool_size"],
-        "num_classes": num_classes,
-        "bbox_coder": _coder(0.1, 0.2),
-        "reg_class_agnostic": False,
-        "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
-        "loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0, "loss_weight": 1.0},
-    }
-    if head["type"] == "tsd":
-        options = {key: value for key, value in head.items() if key not in ("type", "fc_channels")}
-        bbox_head |= {"recipe": recipe, "sampling_ratio": roi["sampling_ratio"], **options}
-    return {
-        "type": "TSDRoIHead" if head["type"] == "tsd" else "StandardRoIHead",
-        "bbox_roi_extractor": {
-            "type": "SingleRoIExtractor",
-            "roi_layer": {
-                "type": "RoIAlign",
-                "output_size": roi["pool_size"],
-                "sampling_ratio": roi["sampling_ratio"],
-            },
-            "out_channels": settings["neck"]["channels"],
-            "featmap_strides": FEATURE_STRIDES,
-        },
-        "bbox_head": bbox_head,
-    }
-
-
-def _train_cfg(settings: Settings) -> Config:
-    return {
-        "rpn": {
-            "assigner": _assigner(0.7, 0.3, 0.3, low_quality=True),
-            "sampler": _sampler(settings["rpn"]["samples"], 0.5, add_gt=False),
-            "allowed_border": -1,
-            "pos_weight": -1,
-            "debug": False,
-        },
-        "rpn_proposal": _proposals(settings["rpn"]["train_proposals"], settings["rpn"]["nms_iou"]),
-        "rcnn": {
-            "assigner": _assigner(0.5, 0.5, 0.5, low_quality=False),
-            "sampler": _sampler(settings["roi"]["samples"], settings["roi"]["positive_fraction"], add_gt=True),
-            "pos_weight": -1,
-            "debug": False,
-        },
-    }
-
-
-def _coder(centre: float, size: float) -> Config:
-    return {
-        "type": "DeltaXYWHBBoxCoder",
-        "target_means": [0.0, 0.0, 0.0, 0.0],
-        "target_stds": [centre, centre, size, size],
-    }
-
-
-def _assigner(positive: float, negative: float, lowest: float, low_quality: bool) -> Config:
-    return {
-        "type": "MaxIoUAssigner",
-        "pos_iou_thr": positive,
-        "neg_iou_thr": negative,
-        "min_pos_iou": lowest,
-        "match_low_quality": low_quality,
-        "ignore_iof_thr": -1,
-    }
-
-
-def _sampler(number: int, positive_fraction: float, add_gt: bool) -> Config:
-    return {
-        "type": "RandomSampler",
-        "num": number,
-        "pos_fraction": positive_fraction,
-        "neg_pos_ub": -1,
-        "add_gt_as_proposals": add_gt,
-    }
-
-
-def _proposals(number: int, nms_iou: float) -> Config:
-    return {
-        "nms_pre": number,
-        "max_per_img": number,
-        "nms": {"type": "nms", "iou_threshold": nms_iou},
-        "min_bbox_size": 0,
-    }
-
-
 def _data(run: Run, classes: list[str]) -> Config:
     settings, suite = run.settings, run.suite
     size, flip = tuple(settings["input"]["size"]), settings["input"]["flip"]
-    load: list[Config] = [{"type": "StrictLoadImage"}, {"type": "LoadAnnotations", "with_bbox": True}]
+    masks = {"with_mask": True} if has_masks(settings) else {}
+    load: list[Config] = [{"type": "StrictLoadImage"}, {"type": "LoadAnnotations", "with_bbox": True, **masks}]
     resize = {"type": "Resize", "scale": size, "keep_ratio": True}
-    train_pipeline = [*load, resize, {"type": "RandomFlip", "prob": flip}, {"type": "PackDetInputs"}]
-    meta = ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]
-    test_pipeline = [load[0], resize, {"type": "PackDetInputs", "meta_keys": meta}]
+    train_resize = resize
+    if "train_sizes" in settings["input"]:
+        sizes = [tuple(size) for size in settings["input"]["train_sizes"]]
+        train_resize = {"type": "RandomResize", "scale": sizes, "keep_ratio": True}
+    train_pipeline = [*load, train_resize, {"type": "RandomFlip", "prob": flip}, {"type": "PackDetInputs"}]
+    pack = {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]}
     workers = suite.resources["workers"]
     loader = {"num_workers": workers, "persistent_workers": workers > 0}
     train_dataset = {
         **_dataset(run, "train", classes, train_pipeline),
         "filter_cfg": {"filter_empty_gt": True, "min_size": 1},
     }
-    test_loader = {
+    val_loader = {
         "batch_size": 1,
         **loader,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": {**_dataset(run, "val", classes, test_pipeline), "test_mode": True},
+        "dataset": {**_dataset(run, "val", classes, [load[0], resize, pack]), "test_mode": True},
     }
+    views = _views(settings, pack)
+    merging: Config = {}
+    test_loader = val_loader
+    if views:
+        test_loader = val_loader | {"dataset": val_loader["dataset"] | {"pipeline": [load[0], views]}}
+        rcnn = build_test_cfg(settings)["rcnn"]
+        merging["tta_model"] = {
+            "type": "DetTTAModel",
+            "tta_cfg": {"nms": rcnn["nms"], "max_per_img": rcnn["max_per_img"]},
+        }
     evaluator = {"type": "CocoFigures", "annotations": str(suite.split("val")[0])}
     return {
         "train_dataloader": {
@@ -268,13 +123,31 @@ def _data(run: Run, classes: list[str]) -> Config:
             "batch_sampler": {"type": "ResumableBatchSampler"},
             "dataset": {"type": "SeededDataset", "seed": run.seed, "dataset": train_dataset},
         },
-        "val_dataloader": test_loader,
+        "val_dataloader": val_loader,
         "test_dataloader": test_loader,
+        **merging,
         "val_evaluator": evaluator,
         "test_evaluator": evaluator,
         "val_cfg": {"type": "ValLoop"},
         "test_cfg": {"type": "TestLoop"},
     }
+
+
+def _views(settings: Settings, pack: Config) -> Config | None:
+    """mmdet's test-time augmentation over sizes and mirroring; None for the one ordinary view.
+
+    Sizes and mirroring enter the evaluation at the end, not the one after each epoch.
+    """
+    test = settings["test"]
+    if "sizes" not in test and not test.get("flip", False):
+        return None
+    sizes = test.get("sizes", [settings["input"]["size"]])
+    resizes = [{"type": "Resize", "scale": tuple(size), "keep_ratio": True} for size in sizes]
+    flips = [
+        {"type": "RandomFlip", "prob": float(mirrored)} for mirrored in (False, True)[: 1 + test.get("flip", False)]
+    ]
+    packs = [pack | {"meta_keys": [*pack["meta_keys"], "flip", "flip_direction"]}]
+    return {"type": "TestTimeAug", "transforms": [resizes, flips, packs]}
 
 
 def _dataset(run: Run, split: str, classes: list[str], pipeline: list[Config]) -> Config:
@@ -318,13 +191,19 @@ def _schedule(settings: Settings, monitor: dict[str, int]) -> Config:
             "max_epochs": schedule["epochs"],
             "val_interval": monitor["val_epochs"],
         },
-        "optim_wrapper": {
-            "type": "OptimWrapper",
-            "optimizer": _optimizer(schedule),
-            "clip_grad": {"max_norm": schedule["clip_norm"], "norm_type": 2},
-        },
+        "optim_wrapper": _optim_wrapper(schedule),
         "param_scheduler": schedulers,
     }
+
+
+def _optim_wrapper(schedule: Settings) -> Config:
+    config = {
+        "type": "OptimWrapper",
+        "optimizer": _optimizer(schedule),
+        "clip_grad": {"max_norm": schedule["clip_norm"], "norm_type": 2},
+    }
+    precision = schedule.get("amp", "none")
+    return config if precision == "none" else config | {"type": "AmpOptimWrapper", "dtype": precision}
 
 
 def _optimizer(schedule: Settings) -> Config:

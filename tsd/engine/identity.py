@@ -9,6 +9,9 @@ from tsd.engine.params import Suite
 
 PIN = Path("data.dvc")
 
+ABSENT = "0" * 12
+"""Digest of a known data set that is not here: it can be planned with, and no run has it."""
+
 
 def manifest_path(suite: Suite) -> Path | None:
     """The manifest of generated data, or None for a folder of the user's own."""
@@ -26,7 +29,8 @@ def data_digest(suite: Suite) -> str:
 
     Generated scenes: of the generator's parameters and, if listed, of the pin in ``data.dvc``; the rule that
     verifies the data ties both to the bytes on disk. A folder of the user's own: of its manifest (digests of the
-    annotation files, names and sizes of the pictures that they list).
+    annotation files, names and sizes of the pictures that they list); :data:`ABSENT` if neither annotation file is
+    here and the suite says how many classes to expect.
 
     Raises:
         InputError: an annotation file of the user's own data is missing or broken.
@@ -35,5 +39,7 @@ def data_digest(suite: Suite) -> str:
         content = [suite.data["generate"], pinned(suite)]
     else:
         train, val = suite.split("train"), suite.split("val")
+        if "classes" in suite.data and not train[0].exists() and not val[0].exists():
+            return ABSENT
         content = [folder_manifest(train, val)["splits"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -40,6 +40,30 @@ class Suite:
     settings: dict[str, Settings]
     monitor: dict[str, int]
     resources: dict[str, int]
+    tables: tuple[str, ...] | None = None
+    """Tables that are made; None: all of params/tables.yaml."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data, without background.
+
+        Raises:
+            InputError: the suite does not say, and its annotation file is not there or broken.
+        """
+        if self.data["format"] == "generated":
+            from tsd.data.generate import SceneSpec
+
+            return SceneSpec.from_dict(self.data["generate"]).classes
+        if "classes" in self.data:
+            return int(self.data["classes"])
+        from tsd.data.coco import load_coco
+
+        return len(load_coco(self.split("train")[0], None)["categories"])
+
+    @property
+    def models_digest(self) -> str:
+        """Hash of what determines the suite's networks and how much they compute."""
+        return _hash([self.settings, self.recipe, self.data, tsd.REVISION])
 
     @property
     def on_degenerate(self) -> Literal["drop", "error"]:
@@ -140,12 +164,10 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         layers = (
             book["defaults"],
             book["recipes"][recipe],
-            book["experiments"][experiment],
+            *_lineage(book["experiments"], experiment, experiments_file),
             raw.get("override", {}),
         )
-        settings[experiment] = _merge(*layers)
-        if settings[experiment]["head"]["type"] == "sibling":
-            settings[experiment]["head"].pop("delta_channels", None)
+        settings[experiment] = _relevant(_merge(*layers))
         _check_complete(settings[experiment], f"{suite_file}: {experiment}")
     return Suite(
         name=name,
@@ -157,8 +179,34 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         seeds=tuple(raw["seeds"]),
         settings=settings,
         monitor=MONITOR | raw.get("monitor", {}),
+        tables=tuple(raw["tables"]) if "tables" in raw else None,
         resources=RESOURCES | raw.get("resources", {}),
     )
+
+
+def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]:
+    """The experiment's settings after those that it extends, eldest first."""
+    lineage: list[Settings] = []
+    names: list[str] = []
+    while name:
+        if name in names:
+            raise ParamsError(f"{file}: experiments.{names[0]}.extends: a circle: {' → '.join([*names, name])}")
+        if name not in book:
+            raise ParamsError(f"{file}: experiments.{names[-1]}.extends: no experiment {name!r}{_hint(name, book)}")
+        names.append(name)
+        lineage.insert(0, {key: value for key, value in book[name].items() if key != "extends"})
+        name = book[name].get("extends", "")
+    return lineage
+
+
+def _relevant(settings: Settings) -> Settings:
+    """Without the defaults of what the experiment does not have, so that they neither mislead nor enter its digest."""
+    if settings["head"]["type"] == "sibling":
+        settings["head"].pop("delta_channels", None)
+    kind = settings["backbone"].get("type", "resnet")
+    for key in {"senet154": ["depth"], "mobilenet_v2": ["depth", "base_channels"]}.get(kind, []):
+        settings["backbone"].pop(key, None)
+    return settings
 
 
 def suites(root: Path = Path(".")) -> list[str]:
@@ -278,19 +326,49 @@ def _merge(*layers: Settings) -> Settings:
 
 
 def _check_complete(settings: Settings, where: str) -> None:
-    """Cross-key rules that a schema of optional keys cannot say."""
-    head = settings["head"]
-    tsd_only = set(head) - {"type", "fc_channels"}
-    if head["type"] == "sibling" and tsd_only:
-        raise ParamsError(f"{where}: head.{sorted(tsd_only)[0]}: only a head of type tsd has it")
+    """Cross-key rules that a schema of optional keys cannot say.
+
+    Raises:
+        ParamsError: the first rule that is broken.
+    """
+    problem = next(_contradictions(settings), None)
+    if problem:
+        raise ParamsError(f"{where}: {problem}")
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    head, backbone, schedule = settings["head"], settings["backbone"], settings["schedule"]
+    kind = backbone.get("type", "resnet")
+    parts = settings.get("disentangle", "none")
+    if head["type"] == "sibling":
+        for key in sorted(set(head) - {"type", "fc_channels"}):
+            yield f"head.{key}: only a head of type tsd has it"
     if (head.get("pc_cls") or head.get("pc_loc")) and not head.get("joint_sibling", True):
-        raise ParamsError(
-            f"{where}: head.joint_sibling: the progressive constraint compares with the sibling head: true"
-        )
-    schedule = settings["schedule"]
+        yield "head.joint_sibling: the progressive constraint compares with the sibling head: true"
+    if parts != "none" and head["type"] == "tsd":
+        yield "disentangle: expected none with a head of type tsd, which disentangles by itself"
+    if parts != "none" and settings["detector"] != "faster_rcnn":
+        yield f"disentangle: expected detector faster_rcnn, got {settings['detector']}"
+    if parts.startswith("stride") and kind != "resnet":
+        yield f"disentangle: expected a backbone of type resnet to be parted within, got {kind}"
+    if "rpn_branch" in settings and not parts.startswith("stride"):
+        yield "rpn_branch: only a detector with disentangle: stride8, stride16 or stride32 has two branches"
+    if "cascade" in settings and not settings["detector"].startswith("cascade"):
+        yield "cascade: only the detectors cascade_rcnn and cascade_mask_rcnn have it"
+    for key in ("groups", "width_per_group"):
+        if key in backbone and kind != "resnext":
+            yield f"backbone.{key}: only a backbone of type resnext has it"
+    if kind == "resnext" and backbone["depth"] < 50:
+        yield f"backbone.depth: expected 50, 101 or 152 for a resnext, got {backbone['depth']}"
+    if backbone.get("dcn") and (kind == "mobilenet_v2" or backbone.get("depth", 154) < 50):
+        yield "backbone.dcn: expected a backbone of bottleneck blocks: resnet or resnext from 50 layers, or senet154"
+    if settings["detector"] in ("mask_rcnn", "cascade_mask_rcnn"):
+        for key in ("sizes", "flip"):
+            if settings["test"].get(key):
+                yield f"test.{key}: masks of several views can't be merged; leave it out for {settings['detector']}"
     if any(step >= schedule["epochs"] for step in schedule["milestones"]):
-        raise ParamsError(
-            f"{where}: schedule.milestones: expected epochs below schedule.epochs = {schedule['epochs']}, "
+        yield (
+            f"schedule.milestones: expected epochs below schedule.epochs = {schedule['epochs']}, "
             f"got {schedule['milestones']}"
         )
 

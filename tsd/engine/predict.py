@@ -19,7 +19,8 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
 
     Writes ``output`` (COCO results JSON, sorted by picture and falling score) and beside it ``proposals.npz``:
     image_id (N,), bbox (N, 4) xyxy, score (N,), category_id (N,), all in original pixels and, for a TSD head,
-    proposal (N, 4), reg_proposal (N, 4) and cls_points (N, k, k, 2).
+    proposal (N, 4), reg_proposal (N, 4) and cls_points (N, k, k, 2). Detections merged over sizes or mirrored pictures
+    have no such proposals.
 
     Args:
         run: whose detector and data.
@@ -31,6 +32,7 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
         InputError: checkpoint or pictures can't be used.
     """
     import torch
+    from mmdet.models import DetTTAModel
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
@@ -44,11 +46,14 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
     if run.suite.resources["gpu"] == 0:
         torch.set_num_threads(run.suite.resources["threads"])
     config = load_config(run)
-    if run.settings["head"]["type"] == "tsd":
+    merged = config.get("tta_model")
+    if run.settings["head"]["type"] == "tsd" and not merged:  # merged detections have no proposal of their own
         config.model.test_cfg.rcnn.keep_proposals = True
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
     checkpoint.load_model(model, checkpoint_path)
+    if merged:
+        model = DetTTAModel(tta_cfg=merged.tta_cfg, module=model)
     model.to("cuda" if torch.cuda.is_available() and run.suite.resources["gpu"] else "cpu").eval()
     loader = Runner.build_dataloader(config.test_dataloader)
     category_ids = CocoFigures(str(run.suite.split("val")[0])).category_ids

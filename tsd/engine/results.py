@@ -27,15 +27,24 @@ def existing_metrics(suite: Suite) -> list[Path]:
     return [run.metrics_file for run in runs if run.metrics_file.exists()]
 
 
-def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> str:
-    """Write every table, and beside the folder ``metrics.json`` and ``training.csv``; returns the ablation as text."""
+def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models: Path | None = None) -> str:
+    """Write the suite's tables, and beside the folder ``metrics.json`` and ``training.csv``; returns the first as text.
+
+    Args:
+        suite: whose tables.
+        metrics: metrics files; None: those that today's params resolve to and that exist.
+        out: folder of the tables.
+        models: from ``tsd inspect``, for the columns that need no training.
+    """
     files = existing_metrics(suite) if metrics is None else list(metrics)
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
     note = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for COCO minival."
+    counted = tables.model_results(read_json(models)["models"] if models else {})
+    shown = results if counted.empty else pd.concat([results, counted]) if len(results) else counted
     made = [
-        tables.build_table(name, definition, results, reported, note)
-        for name, definition in tables.load_tables(PARAMS).items()
+        tables.build_table(name, definition, shown, reported, note)
+        for name, definition in tables.chosen_tables(PARAMS, suite.tables).items()
     ]
     for table in made:
         tables.write_table(table, out)

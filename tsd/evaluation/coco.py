@@ -85,6 +85,17 @@ def evaluate_coco(
     }
 
 
+def evaluate_boxes_and_masks(annotations: Path, predictions: Path) -> Figures:
+    """:func:`evaluate_coco` of the boxes, with the masks' 12 figures among its metrics as ``mask_AP``, ``mask_AP50``, …
+
+    Raises:
+        InputError: as :func:`evaluate_coco`, and a detection without a mask.
+    """
+    figures = evaluate_coco(annotations, predictions)
+    masks = evaluate_coco(annotations, predictions, iou_type="segm")["metrics"]
+    return figures | {"metrics": figures["metrics"] | {f"mask_{name}": value for name, value in masks.items()}}
+
+
 def format_summary(metrics: Mapping[str, float | None]) -> str:
     """The 12 figures in percent, in two lines."""
     cells = [f"{name} {'-' if metrics[name] is None else f'{100 * metrics[name]:.1f}'}" for name in NAMES]  # type: ignore[operator]

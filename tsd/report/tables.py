@@ -18,19 +18,24 @@ from tsd.errors import InputError, ParamsError
 from tsd.files import read_json, write_text
 
 NOT_RUN = "not run"
+RESULT_COLUMNS = ["experiment", "seed", "git_commit", "git_dirty", "digest", "metric", "value"]
 PERCENT = 100.0
 """Metrics files hold fractions, tables percent."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure in percent: mean and sample standard deviation over ``n`` runs, and the paper's."""
+    """One figure: mean and sample standard deviation over ``n`` runs, and the paper's.
+
+    In percent if it is a score (``is_score``), which an untrained model has not; else in the column's ``unit``.
+    """
 
     metric: str
     mean: float | None
     std: float | None
     n: int
     paper: float | None
+    is_score: bool = True
 
     @property
     def difference(self) -> float | None:
@@ -117,6 +122,21 @@ def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str
     return section
 
 
+def chosen_tables(params: Path, names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """The tables that a suite makes, in its order; all if ``names`` is None.
+
+    Raises:
+        ParamsError: an unknown table, or as :func:`load_tables`.
+    """
+    known = load_tables(params)
+    for name in names or ():
+        if name not in known:
+            raise ParamsError(
+                f"{params / 'tables.yaml'}: no table {name!r}, which the suite asks for; there are: {', '.join(known)}"
+            )
+    return known if names is None else {name: known[name] for name in names}
+
+
 def experiments_of(definition: dict[str, Any]) -> set[str]:
     """Experiments that a table shows."""
     return {row["experiment"] for row in definition["rows"]}
@@ -165,8 +185,28 @@ def collect_results(files: Sequence[Path]) -> pd.DataFrame:
         for area, by_iou in content.get("scale_iou", {}).items():
             values |= {f"{area}_{iou}": value for iou, value in by_iou.items()}
         records += [{**facts, "metric": name, "value": value} for name, value in values.items()]
-    columns = ["experiment", "seed", "git_commit", "git_dirty", "digest", "metric", "value"]
-    return pd.DataFrame(records, columns=columns)
+    return pd.DataFrame(records, columns=RESULT_COLUMNS)
+
+
+def model_results(models: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Figures of models that need no training (``params_m``, ``gmacs``), in the columns of :func:`collect_results`.
+
+    Args:
+        models: experiment → what :func:`tsd.engine.inspect.inspect_suite` says of it.
+    """
+    return pd.DataFrame(
+        [
+            {"experiment": experiment, "metric": metric, "value": facts[metric]}
+            for experiment, facts in models.items()
+            for metric in ("params_m", "gmacs")
+        ],
+        columns=RESULT_COLUMNS,
+    )
+
+
+def needs_models(definitions: dict[str, dict[str, Any]]) -> bool:
+    """Whether a table shows what :func:`model_results` gives."""
+    return any("unit" in column for definition in definitions.values() for column in definition["columns"])
 
 
 def build_table(
@@ -185,7 +225,7 @@ def build_table(
     marks = tuple(definition.get("marks", []))
     for row in definition["rows"]:
         own = results[results["experiment"] == row["experiment"]]
-        cells = tuple(_cell(column["metric"], own, reported, row.get("reported")) for column in definition["columns"])
+        cells = tuple(_cell(column, own, reported, row.get("reported")) for column in definition["columns"])
         shown = tuple(mark in row.get("marks", []) for mark in marks)
         rows.append(Row(row["id"], row["label"], shown, cells))
     columns = tuple(column["label"] for column in definition["columns"])
@@ -194,8 +234,9 @@ def build_table(
     return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes)
 
 
-def _cell(metric: str, results: pd.DataFrame, reported: pd.DataFrame, source: str | None) -> Cell:
-    values = results.loc[results["metric"] == metric, "value"].dropna().astype(float) * PERCENT
+def _cell(column: dict[str, str], results: pd.DataFrame, reported: pd.DataFrame, source: str | None) -> Cell:
+    metric, is_score = column["metric"], "unit" not in column
+    values = results.loc[results["metric"] == metric, "value"].dropna().astype(float) * (PERCENT if is_score else 1)
     paper = None
     if source is not None:
         table, row = source.split("/")
@@ -203,7 +244,7 @@ def _cell(metric: str, results: pd.DataFrame, reported: pd.DataFrame, source: st
         paper = float(found["value"].iloc[0]) if len(found) else None
     mean = statistics.fmean(values) if len(values) else None
     std = statistics.stdev(values) if len(values) > 1 else None
-    return Cell(metric, mean, std, len(values), paper)
+    return Cell(metric, mean, std, len(values), paper, is_score)
 
 
 def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
@@ -213,7 +254,7 @@ def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
         notes.append(f"Rows were made at different commits: {', '.join(commits)}.")
     if results["git_dirty"].eq(True).any():
         notes.append("Some rows were made with uncommitted changes.")
-    seeds = sorted({row.cells[0].n for row in rows if row.cells and row.cells[0].n})
+    seeds = sorted({cell.n for row in rows for cell in row.cells if cell.is_score and cell.n})
     if seeds and seeds[-1] > 1:
         notes.append(f"Mean ± sample standard deviation over {' or '.join(map(str, seeds))} seeds.")
     elif seeds:

@@ -9,12 +9,12 @@ from snakemake.exceptions import WorkflowError
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, get_runs, load_suite
 from tsd.errors import InputError
-from tsd.report.tables import experiments_of, load_tables
+from tsd.report.tables import chosen_tables, experiments_of, needs_models
 
 try:
     SUITE = load_suite(str(config.get("suite", "demo")))
     DATA_DIGEST = data_digest(SUITE)
-    TABLES = load_tables(Path("params"))
+    TABLES = chosen_tables(Path("params"), SUITE.tables)
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -63,6 +63,11 @@ def evaluated(wildcards):
     if Path(RESULTS, "metrics", name).exists() and not run.exists():
         return []
     return str(run / "eval" / wildcards.test_digest / "metrics.json")
+
+
+def models():
+    """The file of parameter counts, if a table shows them."""
+    return [f"{RESULTS}/models.json"] if needs_models(TABLES) else []
 
 
 def resource(name):

@@ -7,9 +7,24 @@ TABLE_FILES = [
 ]
 
 
+# Parameters and multiply-adds need no training. What they follow from is a parameter: an edit counts them anew.
+rule inspect_models:
+    output:
+        f"{RESULTS}/models.json",
+    log:
+        f"logs/{SUITE.name}/inspect_models.log",
+    localrule: True
+    params:
+        suite=SUITE.name,
+        models=SUITE.models_digest,
+    shell:
+        "tsd inspect --suite {params.suite} --output {output} > {log} 2>&1"
+
+
 rule make_tables:
     input:
         metrics=wanted_metrics,
+        models=models(),
         definition="params/tables.yaml",
         reported="params/reported.csv",
     output:
@@ -28,8 +43,11 @@ rule make_tables:
     params:
         suite=SUITE.name,
         folder=f"{RESULTS}/tables",
+        models=lambda wildcards, input: (
+            f"--models {input.models}" if input.models else ""
+        ),
     shell:
-        "tsd tables --suite {params.suite} --metrics {input.metrics} --output {params.folder} 2>&1 | tee {log}"
+        "tsd tables --suite {params.suite} --metrics {input.metrics} {params.models} --output {params.folder} 2>&1 | tee {log}"
 
 
 rule tables:

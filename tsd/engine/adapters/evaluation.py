@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
+from pycocotools.mask import encode
 
 from tsd.data.coco import load_coco
 from tsd.evaluation.coco import evaluate_coco
@@ -15,11 +17,14 @@ Detection = dict[str, Any]
 
 
 def to_coco(image_id: int, instances: Any, category_ids: Sequence[int]) -> list[Detection]:
-    """Detections of one picture as standard COCO results: xywh boxes in original pixels, the file's category ids."""
+    """Detections of one picture as standard COCO results: xywh boxes in original pixels, the file's category ids.
+
+    Instances with ``masks`` (n, height, width) get a ``segmentation``, the mask's run-length code.
+    """
     boxes = instances["bboxes"].detach().cpu().double().numpy()
     scores = instances["scores"].detach().cpu().double().numpy()
     labels = instances["labels"].detach().cpu().numpy()
-    return [
+    detections: list[Detection] = [
         {
             "image_id": int(image_id),
             "category_id": int(category_ids[label]),
@@ -28,6 +33,11 @@ def to_coco(image_id: int, instances: Any, category_ids: Sequence[int]) -> list[
         }
         for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
     ]
+    if "masks" in instances:
+        for detection, mask in zip(detections, instances["masks"].cpu().numpy(), strict=True):
+            code = encode(np.asfortranarray(mask, dtype=np.uint8))
+            detection["segmentation"] = {"size": list(code["size"]), "counts": code["counts"].decode()}
+    return detections
 
 
 @METRICS.register_module()

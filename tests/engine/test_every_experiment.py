@@ -1,0 +1,93 @@
+"""Every experiment of params/experiments.yaml is built, takes one training step, and predicts, at a small size."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT, copy_project, tsd
+from tsd.engine import checkpoint
+from tsd.engine.config import load_config
+from tsd.engine.identity import data_digest
+from tsd.engine.model import has_masks
+from tsd.engine.params import get_run, load_suite
+from tsd.engine.predict import predict
+
+EXPERIMENTS = list(yaml.safe_load((ROOT / "params/experiments.yaml").read_text())["experiments"])
+
+SMALL = {
+    "backbone": {"base_channels": 8, "norm": "bn", "frozen_stages": -1, "pretrained": None},
+    "neck": {"channels": 16},
+    "rpn": {"samples": 32, "train_proposals": 50},
+    "roi": {"samples": 16},
+    "head": {"fc_channels": 32},
+    "input": {"size": [64, 64]},
+    "schedule": {"batch_size": 2, "optimizer": "sgd", "lr": 0.0001},
+    "test": {"proposals": 20, "max_per_image": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """The tiny suite with every experiment, its data made."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = copy_project(tmp_path_factory.mktemp("every") / "project", patch)
+        done = tsd("data", "generate", "--suite", "tiny", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        path = folder / "params/suites/tiny.yaml"
+        content = yaml.safe_load(path.read_text()) | {"experiments": EXPERIMENTS, "override": {}, "recipe": "paper"}
+        path.write_text(yaml.safe_dump(content))
+        yield load_suite("tiny")
+
+
+def small(settings):
+    """The experiment's own choices, on a network of a few channels."""
+    settings = copy.deepcopy(settings)
+    for part, values in SMALL.items():
+        settings[part] |= {key: value for key, value in values.items() if key in settings[part]}
+    if settings["head"]["type"] == "tsd":
+        settings["head"]["delta_channels"] = 16
+    if "train_sizes" in settings["input"]:
+        settings["input"]["train_sizes"] = [[96, 48], [96, 64]]
+    if "sizes" in settings["test"]:
+        settings["test"]["sizes"] = [[64, 64], [96, 96]]
+    return settings
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_trains_a_step_and_predicts(suite, experiment, tmp_path):
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+
+    suite = replace(suite, settings={experiment: small(suite.settings[experiment])}, experiments=(experiment,))
+    run = get_run(suite, experiment, 0, data_digest(suite))
+    config = load_config(run)
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    model.train()
+    loader = Runner.build_dataloader(config.train_dataloader)
+    data = model.data_preprocessor(next(iter(loader)), True)
+    losses, _ = model.parse_losses(model(**data, mode="loss"))
+    assert torch.isfinite(losses)
+    losses.backward()
+    unused = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not unused, "a parameter without gradient stops distributed training"
+    torch.optim.SGD(model.parameters(), lr=1e-5).step()
+
+    path = tmp_path / "checkpoint.pth"
+    checkpoint.save(path, {"meta": {}, "state_dict": model.state_dict()})
+    found = predict(run, path, tmp_path / "predictions.json", limit=2)
+    detections = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(detections) == found > 0
+    assert all(("segmentation" in detection) == has_masks(run.settings) for detection in detections)
+    with np.load(tmp_path / "proposals.npz") as arrays:
+        tsd_head = run.settings["head"]["type"] == "tsd" and "sizes" not in run.settings["test"]
+        assert ("reg_proposal" in arrays) == tsd_head
+        assert len(arrays["bbox"]) == found

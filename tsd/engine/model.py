@@ -1,0 +1,277 @@
+"""Settings of an experiment → the detector's part of an mmdet config, as plain data."""
+
+from typing import Any
+
+from tsd.engine.params import Settings
+
+Config = dict[str, Any]
+
+FEATURE_STRIDES = [4, 8, 16, 32]
+"""FPN levels that RoIs are pooled from."""
+
+CASCADE_IOUS = (0.5, 0.6, 0.7)
+CASCADE_STDS = ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
+"""Of centres and of sizes, for each stage of Cascade R-CNN."""
+
+STAGE_WEIGHTS = (1.0, 0.5, 0.25)
+
+MASK_POOL_SIZE = 14
+"""Cells that Mask R-CNN pools; its masks have twice as many."""
+
+_DETECTORS = {
+    "faster_rcnn": "FasterRCNN",
+    "mask_rcnn": "MaskRCNN",
+    "cascade_rcnn": "CascadeRCNN",
+    "cascade_mask_rcnn": "CascadeRCNN",
+}
+
+_NORMS = {"bn": ("BN", True, False), "syncbn": ("SyncBN", True, False), "frozen_bn": ("BN", True, True)}
+"""norm → (layer, trained affine parameters, running statistics frozen); the released code trains the former."""
+
+_MOBILE_LEVELS = {1: 24, 2: 32, 4: 96, 7: 1280}
+"""Outputs of MobileNetV2 at strides 4 to 32 and their channels."""
+
+
+def build_model(settings: Settings, num_classes: int, recipe: str) -> Config:
+    """The detector.
+
+    Args:
+        settings: of an experiment, merged and complete.
+        num_classes: without background.
+        recipe: preset of the TSD head, see :mod:`tsd.models.recipes`.
+    """
+    return {
+        "type": _DETECTORS[settings["detector"]],
+        "data_preprocessor": {
+            "type": "DetDataPreprocessor",
+            "mean": [123.675, 116.28, 103.53],
+            "std": [58.395, 57.12, 57.375],
+            "bgr_to_rgb": True,
+            "pad_size_divisor": 32,
+            **({"pad_mask": True} if has_masks(settings) else {}),
+        },
+        "backbone": _backbone(settings["backbone"]),
+        "neck": {
+            "type": "FPN",
+            "in_channels": _stage_channels(settings["backbone"]),
+            "out_channels": settings["neck"]["channels"],
+            "num_outs": len(settings["rpn"]["strides"]),
+        },
+        "rpn_head": _rpn_head(settings),
+        "roi_head": _roi_head(settings, num_classes, recipe),
+        "train_cfg": _train_cfg(settings),
+        "test_cfg": build_test_cfg(settings),
+    }
+
+
+def has_masks(settings: Settings) -> bool:
+    """Whether the detector predicts instance masks."""
+    return settings["detector"] in ("mask_rcnn", "cascade_mask_rcnn")
+
+
+def is_cascade(settings: Settings) -> bool:
+    """Whether the detector refines its boxes in three stages."""
+    return settings["detector"].startswith("cascade")
+
+
+def _backbone(settings: Settings) -> Config:
+    layer, trained, frozen = _NORMS[settings["norm"]]
+    kind = settings.get("type", "resnet")
+    config: Config = {
+        "type": {"resnet": "ResNet", "resnext": "ResNeXt", "senet154": "SENet", "mobilenet_v2": "MobileNetV2"}[kind],
+        "out_indices": list(_MOBILE_LEVELS) if kind == "mobilenet_v2" else [0, 1, 2, 3],
+        "frozen_stages": settings["frozen_stages"],
+        "norm_cfg": {"type": layer, "requires_grad": trained},
+        "norm_eval": frozen,
+    }
+    if kind == "mobilenet_v2":
+        return config
+    config["base_channels"] = settings["base_channels"]
+    if settings.get("dcn", False):
+        config["dcn"] = {"type": "DCN", "deform_groups": 1, "fallback_on_stride": False}
+        config["stage_with_dcn"] = [False, True, True, True]
+    if kind == "senet154":
+        return config
+    config |= {
+        "depth": settings["depth"],
+        "stem_channels": settings["base_channels"],
+        "num_stages": 4,
+        "style": "pytorch",
+    }
+    if kind == "resnext":
+        config |= {"groups": settings.get("groups", 32), "base_width": settings.get("width_per_group", 4)}
+    return config
+
+
+def _stage_channels(backbone: Settings) -> list[int]:
+    """Channels of the backbone's four outputs."""
+    if backbone.get("type", "resnet") == "mobilenet_v2":
+        return list(_MOBILE_LEVELS.values())
+    expansion = 1 if backbone.get("depth") in (18, 34) else 4
+    return [backbone["base_channels"] * expansion * 2**stage for stage in range(4)]
+
+
+def _rpn_head(settings: Settings) -> Config:
+    channels = settings["neck"]["channels"]
+    return {
+        "type": "RPNHead",
+        "in_channels": channels,
+        "feat_channels": channels,
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "scales": settings["rpn"]["anchor_scales"],
+            "ratios": settings["rpn"]["anchor_ratios"],
+            "strides": settings["rpn"]["strides"],
+        },
+        "bbox_coder": _coder(1.0, 1.0),
+        "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
+        "loss_bbox": {"type": "SmoothL1Loss", "beta": 1 / 9, "loss_weight": 1.0},
+    }
+
+
+def _roi_head(settings: Settings, num_classes: int, recipe: str) -> Config:
+    tsd = settings["head"]["type"] == "tsd"
+    config: Config = {
+        "bbox_roi_extractor": _extractor(settings, settings["roi"]["pool_size"]),
+    }
+    if is_cascade(settings):
+        config |= {
+            "type": "TSDCascadeRoIHead" if tsd else "CascadeRoIHead",
+            "num_stages": len(CASCADE_STDS),
+            "stage_loss_weights": list(settings.get("cascade", {}).get("stage_weights", STAGE_WEIGHTS)),
+            "bbox_head": [
+                _bbox_head(settings, num_classes, recipe, stds) | {"reg_class_agnostic": True} for stds in CASCADE_STDS
+            ],
+        }
+    else:
+        config |= {
+            "type": "TSDRoIHead" if tsd else "StandardRoIHead",
+            "bbox_head": _bbox_head(settings, num_classes, recipe, CASCADE_STDS[0]),
+        }
+    if has_masks(settings):
+        config |= {
+            "mask_roi_extractor": _extractor(settings, MASK_POOL_SIZE),
+            "mask_head": {
+                "type": "FCNMaskHead",
+                "num_convs": 4,
+                "in_channels": settings["neck"]["channels"],
+                "conv_out_channels": settings["neck"]["channels"],
+                "num_classes": num_classes,
+                "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
+            },
+        }
+    return config
+
+
+def _bbox_head(settings: Settings, num_classes: int, recipe: str, stds: tuple[float, float]) -> Config:
+    head, roi = settings["head"], settings["roi"]
+    config = {
+        "type": "TSDBBoxHead" if head["type"] == "tsd" else "Shared2FCBBoxHead",
+        "in_channels": settings["neck"]["channels"],
+        "fc_out_channels": head["fc_channels"],
+        "roi_feat_size": roi["pool_size"],
+        "num_classes": num_classes,
+        "bbox_coder": _coder(*stds),
+        "reg_class_agnostic": False,
+        "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+        "loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0, "loss_weight": 1.0},
+    }
+    if head["type"] == "tsd":
+        options = {key: value for key, value in head.items() if key not in ("type", "fc_channels")}
+        return config | {"recipe": recipe, "sampling_ratio": roi["sampling_ratio"], **options}
+    if settings.get("disentangle", "none") == "head":
+        branches = {"num_shared_fcs": 0, "num_cls_fcs": 2, "num_reg_fcs": 2}
+        return config | {"type": "ConvFCBBoxHead", **branches}
+    return config
+
+
+def _extractor(settings: Settings, size: int) -> Config:
+    return {
+        "type": "SingleRoIExtractor",
+        "roi_layer": {
+            "type": "RoIAlign",
+            "output_size": size,
+            "sampling_ratio": settings["roi"]["sampling_ratio"],
+        },
+        "out_channels": settings["neck"]["channels"],
+        "featmap_strides": FEATURE_STRIDES,
+    }
+
+
+def _train_cfg(settings: Settings) -> Config:
+    ious = CASCADE_IOUS if is_cascade(settings) else CASCADE_IOUS[:1]
+    stages = [_rcnn_train_cfg(settings, iou) for iou in ious]
+    return {
+        "rpn": {
+            "assigner": _assigner(0.7, 0.3, 0.3, low_quality=True),
+            "sampler": _sampler(settings["rpn"]["samples"], 0.5, add_gt=False),
+            "allowed_border": -1,
+            "pos_weight": -1,
+            "debug": False,
+        },
+        "rpn_proposal": _proposals(settings["rpn"]["train_proposals"], settings["rpn"]["nms_iou"]),
+        "rcnn": stages if is_cascade(settings) else stages[0],
+    }
+
+
+def _rcnn_train_cfg(settings: Settings, iou: float) -> Config:
+    return {
+        "assigner": _assigner(iou, iou, iou, low_quality=False),
+        "sampler": _sampler(settings["roi"]["samples"], settings["roi"]["positive_fraction"], add_gt=True),
+        "pos_weight": -1,
+        "debug": False,
+        **({"mask_size": 2 * MASK_POOL_SIZE} if has_masks(settings) else {}),
+    }
+
+
+def build_test_cfg(settings: Settings) -> Config:
+    """mmdet's ``test_cfg``: proposals, score threshold and suppression."""
+    test = settings["test"]
+    kind = {"type": "soft_nms", "min_score": 0.001} if test.get("soft_nms", False) else {"type": "nms"}
+    return {
+        "rpn": _proposals(test["proposals"], settings["rpn"]["nms_iou"]),
+        "rcnn": {
+            "score_thr": test["score_threshold"],
+            "nms": {**kind, "iou_threshold": test["nms_iou"]},
+            "max_per_img": test["max_per_image"],
+            **({"mask_thr_binary": 0.5} if has_masks(settings) else {}),
+        },
+    }
+
+
+def _coder(centre: float, size: float) -> Config:
+    return {
+        "type": "DeltaXYWHBBoxCoder",
+        "target_means": [0.0, 0.0, 0.0, 0.0],
+        "target_stds": [centre, centre, size, size],
+    }
+
+
+def _assigner(positive: float, negative: float, lowest: float, low_quality: bool) -> Config:
+    return {
+        "type": "MaxIoUAssigner",
+        "pos_iou_thr": positive,
+        "neg_iou_thr": negative,
+        "min_pos_iou": lowest,
+        "match_low_quality": low_quality,
+        "ignore_iof_thr": -1,
+    }
+
+
+def _sampler(number: int, positive_fraction: float, add_gt: bool) -> Config:
+    return {
+        "type": "RandomSampler",
+        "num": number,
+        "pos_fraction": positive_fraction,
+        "neg_pos_ub": -1,
+        "add_gt_as_proposals": add_gt,
+    }
+
+
+def _proposals(number: int, nms_iou: float) -> Config:
+    return {
+        "nms_pre": number,
+        "max_per_img": number,
+        "nms": {"type": "nms", "iou_threshold": nms_iou},
+        "min_bbox_size": 0,
+    }
