@@ -88,7 +88,7 @@ class Config(dict):
 
 def losses_of(head, results):
     features, rois, output = run(head, results)
-    return features, rois, output, head.losses(output, rois, results, Config(TRAIN))
+    return features, rois, output, head.losses(output, rois, results, head.get_targets(results, Config(TRAIN)))
 
 
 def test_parameter_counts_are_those_of_the_released_head_at_paper_size():
@@ -190,7 +190,7 @@ def test_where_p_r_carries_gradient(pr_grad, expected):
     output.reg_rois = head._translate(rois, offset[:, :, None, None].expand(-1, -1, P, P))
     predicted = output.bbox_pred.detach().requires_grad_()
     output.bbox_pred = predicted
-    head.losses(output, rois, [ONE], Config(TRAIN))["loss_tsd_bbox"].backward()
+    head.losses(output, rois, [ONE], head.get_targets([ONE], Config(TRAIN)))["loss_tsd_bbox"].backward()
     if not expected:
         assert offset.grad is None
         return

@@ -98,7 +98,7 @@ def _data(run: Run, classes: list[str]) -> Config:
         **_dataset(run, "train", classes, train_pipeline),
         "filter_cfg": {"filter_empty_gt": True, "min_size": 1},
     }
-    val_loader = {
+    val_loader: Config = {
         "batch_size": 1,
         **loader,
         "sampler": {"type": "DefaultSampler", "shuffle": False},

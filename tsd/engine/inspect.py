@@ -117,12 +117,14 @@ def _run_heads(roi_head: Any, proposals: int) -> None:
     """Every box head on pooled features of the right shape: pooling is not counted."""
     import torch
 
-    from tsd.models import TSDBBoxHead
+    from tsd.models import BranchedBBoxHead, TSDBBoxHead
 
-    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, torch.nn.ModuleList) else [roi_head.bbox_head]
+    heads: Any = roi_head.bbox_head if isinstance(roi_head.bbox_head, torch.nn.ModuleList) else [roi_head.bbox_head]
     for head in heads:
         pooled = torch.empty(proposals, head.in_channels, *head.roi_feat_size)
         if isinstance(head, TSDBBoxHead):
             head(pooled, torch.empty(proposals, 5), lambda _, pooled=pooled: pooled)
+        elif isinstance(head, BranchedBBoxHead):
+            head(pooled, pooled)
         else:
             head(pooled)

@@ -15,6 +15,9 @@ CASCADE_STDS = ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
 
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)
 
+SHARED_STAGES = {"stride8": 2, "stride16": 3, "stride32": 4}
+"""Stages of a ResNet that both tasks share (Figure 3)."""
+
 MASK_POOL_SIZE = 14
 """Cells that Mask R-CNN pools; its masks have twice as many."""
 
@@ -40,7 +43,7 @@ def build_model(settings: Settings, num_classes: int, recipe: str) -> Config:
         num_classes: without background.
         recipe: preset of the TSD head, see :mod:`tsd.models.recipes`.
     """
-    return {
+    config = {
         "type": _DETECTORS[settings["detector"]],
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
@@ -62,6 +65,7 @@ def build_model(settings: Settings, num_classes: int, recipe: str) -> Config:
         "train_cfg": _train_cfg(settings),
         "test_cfg": build_test_cfg(settings),
     }
+    return _branched(config, settings) if settings.get("disentangle", "none") in SHARED_STAGES else config
 
 
 def has_masks(settings: Settings) -> bool:
@@ -72,6 +76,19 @@ def has_masks(settings: Settings) -> bool:
 def is_cascade(settings: Settings) -> bool:
     """Whether the detector refines its boxes in three stages."""
     return settings["detector"].startswith("cascade")
+
+
+def _branched(config: Config, settings: Settings) -> Config:
+    """D_s8, D_s16 or D_s32 out of the plain detector."""
+    shared = SHARED_STAGES[settings["disentangle"]]
+    roi_head = config["roi_head"]
+    return config | {
+        "backbone": config["backbone"] | {"type": "BranchedResNet", "shared_stages": shared},
+        "neck": config["neck"] | {"type": "BranchedFPN"},
+        "rpn_head": config["rpn_head"] | {"type": "BranchRPNHead", "branch": settings.get("rpn_branch", "cls")},
+        "roi_head": roi_head
+        | {"type": "BranchedRoIHead", "bbox_head": roi_head["bbox_head"] | {"type": "BranchedBBoxHead"}},
+    }
 
 
 def _backbone(settings: Settings) -> Config:
@@ -88,7 +105,7 @@ def _backbone(settings: Settings) -> Config:
         return config
     config["base_channels"] = settings["base_channels"]
     if settings.get("dcn", False):
-        config["dcn"] = {"type": "DCN", "deform_groups": 1, "fallback_on_stride": False}
+        config["dcn"] = {"type": "DCN", "deform_groups": 1}
         config["stage_with_dcn"] = [False, True, True, True]
     if kind == "senet154":
         return config

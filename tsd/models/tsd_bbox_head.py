@@ -220,7 +220,9 @@ class TSDBBoxHead(BBoxHead):
         sides = (rois[:, 3:] - rois[:, 1:3])[:, None, None, :]
         return rois[:, None, None, 1:3] + fraction * sides
 
-    def losses(self, output: TSDOutput, rois: Tensor, sampling_results: list[Any], train_cfg: Any) -> dict[str, Tensor]:
+    def losses(
+        self, output: TSDOutput, rois: Tensor, sampling_results: list[Any], sibling_targets: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
         """All losses of the head by name (the TSD part of Eq. 9 and the sibling's), each of weight 1.
 
         Classification is averaged over the sampled RoIs; box losses are summed over the positives and divided by the
@@ -230,9 +232,9 @@ class TSDBBoxHead(BBoxHead):
             output: of :meth:`forward` in training.
             rois: (K, 5) P, sampled; positives first within each picture.
             sampling_results: mmdet's, one per picture.
-            train_cfg: mmdet's ``train_cfg.rcnn``.
+            sibling_targets: from mmdet's ``get_targets``: labels, their weights, and deltas relative to P.
         """
-        labels, weights, targets, _ = self.get_targets(sampling_results, train_cfg)
+        labels, weights, targets, _ = sibling_targets
         positive = (labels < self.num_classes).nonzero().flatten()
         truth = torch.cat([result.pos_gt_bboxes for result in sampling_results])
         reg_rois = output.reg_rois if self.pr_grad == "all" else output.reg_rois.detach()
