@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tsd.engine import checkpoint
+from tsd.engine.weights import load_pretrained
 from tsd.errors import CheckpointError
 
 
@@ -33,7 +34,7 @@ def test_a_planted_payload_does_not_run(tmp_path, place):
     with pytest.raises(CheckpointError, match=r"evil.pth: refused"):
         checkpoint.load(path)
     with pytest.raises(CheckpointError, match="refused"):
-        checkpoint.load_pretrained(nn.Linear(1, 1), path)
+        load_pretrained(nn.Linear(1, 1), path)
     assert not target.exists()
 
 
@@ -96,17 +97,6 @@ def test_every_key_must_fit(tmp_path):
         checkpoint.save(path, {"state_dict": wrong})
         with pytest.raises(CheckpointError, match=f"does not fit the model.*{word}"):
             checkpoint.load_model(nn.Linear(2, 2), path)
-
-
-def test_pretrained_weights_may_bring_a_classifier_and_nothing_else(tmp_path):
-    path = tmp_path / "a.pth"
-    state = nn.Linear(2, 2).state_dict()
-    torch.save(state | {"fc.weight": torch.zeros(1)}, path)
-    report = checkpoint.load_pretrained(nn.Linear(2, 2), path)
-    assert report.matched == ["bias", "weight"]
-    torch.save(state | {"head": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"does not fit the backbone: 2 matched, 1 unexpected \(head\)"):
-        checkpoint.load_pretrained(nn.Linear(2, 2), path)
 
 
 def test_the_newest_checkpoint_comes_first(tmp_path):

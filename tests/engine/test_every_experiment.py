@@ -53,6 +53,8 @@ def small(settings):
         settings["head"]["delta_channels"] = 16
     if settings["backbone"].get("dcn"):  # mmcv's operator wants maps of at least its kernel
         settings["input"]["size"] = [96, 96]
+        if settings["backbone"].get("type") == "resnext":  # random, and ten channels wide, the gradients of 101 explode
+            settings["backbone"]["depth"] = 50
     if "train_sizes" in settings["input"]:
         settings["input"]["train_sizes"] = [[128, 96], [128, 128]]
     if "sizes" in settings["test"]:

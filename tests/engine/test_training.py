@@ -182,7 +182,7 @@ def test_missing_pretrained_weights_say_where_they_belong(tiny, monkeypatch):
     monkeypatch.delenv("TSD_WEIGHTS", raising=False)
     done = tsd(*TRAIN)
     assert done.returncode == 2
-    assert "no file resnet18.pth here and TSD_WEIGHTS is not set" in done.stderr
+    assert "no file resnet18.pth here, and TSD_WEIGHTS is not set" in done.stderr
 
 
 def test_the_dumped_config_runs_with_mmdets_own_runner(tiny):

@@ -80,20 +80,6 @@ def load_model(model: nn.Module, path: Path) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def load_pretrained(backbone: nn.Module, path: Path) -> KeyReport:
-    """Load a classifier's weights (torchvision's layout) into a backbone; a classifier's last layer may be left over.
-
-    Raises:
-        CheckpointError: a key of the backbone is missing or misshapen.
-    """
-    content = load(path)
-    report = fit(backbone, content.get("state_dict", content))
-    left = [key for key in report.unexpected if not key.startswith("fc.")]
-    if report.missing or report.misshapen or left:
-        raise CheckpointError(f"{path}: does not fit the backbone: {report}")
-    return report
-
-
 def fit(module: nn.Module, state: dict[str, torch.Tensor]) -> KeyReport:
     """Copy what fits of ``state`` into ``module``, and say what did not."""
     own = module.state_dict()

@@ -58,7 +58,7 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
 def _train(run: Run, folder: Path, uri: str | None) -> None:
     import torch
 
-    from tsd.engine import checkpoint
+    from tsd.engine import checkpoint, weights
     from tsd.engine.adapters.journal import CheckpointHook, JournalHook
     from tsd.engine.config import load_config
     from tsd.engine.runner import StrictRunner
@@ -80,8 +80,9 @@ def _train(run: Run, folder: Path, uri: str | None) -> None:
     every = run.suite.monitor["checkpoint_steps"]
     runner.register_hook(CheckpointHook(folder / "checkpoints", every, saved))
     if (pretrained := run.settings["backbone"]["pretrained"]) is not None:
-        path = _weights(pretrained)
-        print(f"{path}: {checkpoint.load_pretrained(runner.model.backbone, path)}", file=sys.stderr)
+        loaded = weights.load_pretrained(runner.model.backbone, weights.find_weights(pretrained))
+        print(loaded, file=sys.stderr)
+        write_json(folder / "environment.json", environment() | {"pretrained_sha256": loaded.sha256})
     newest = next(checkpoint.steps(folder / "checkpoints"), None)
     if newest is not None:
         print(f"{title}: resuming after step {newest[0]} from {newest[1]}", file=sys.stderr)
@@ -121,19 +122,6 @@ def git_state() -> tuple[str | None, bool | None]:
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit.stdout.strip(), bool(changes.stdout.strip())
-
-
-def _weights(name: str) -> Path:
-    """A pretrained file by path, or by name under ``TSD_WEIGHTS``."""
-    base = os.environ.get("TSD_WEIGHTS")
-    for path in [Path(name), *([Path(base, name)] if base else [])]:
-        if path.is_file():
-            return path
-    where = f"under TSD_WEIGHTS={base}" if base else "and TSD_WEIGHTS is not set"
-    raise InputError(
-        f"backbone.pretrained: no file {name} here {where}; put torchvision's weights there, "
-        "or set backbone.pretrained: null to train from scratch"
-    )
 
 
 def _set_status(folder: Path, status: str, error: str | None = None) -> None:

@@ -1,0 +1,139 @@
+"""ImageNet weights: found by their usual names, loaded strictly, in the layouts that they are published in."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tsd.engine import checkpoint
+from tsd.engine.checkpoint import KeyReport
+from tsd.errors import CheckpointError, InputError
+
+VARIABLE = "TSD_WEIGHTS"
+"""Environment variable: a folder of weights, or one file."""
+
+CLASSIFIERS = ("fc.", "last_linear.", "classifier.", "head.")
+"""Prefixes of an ImageNet classifier's last layer, which a backbone does without."""
+
+OFFSETS = "conv_offset."
+"""Part of the names of deformable convolutions' offsets: they start at zero, as no classifier has them."""
+
+_MOBILE_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+"""Blocks of each stage of MobileNetV2 (Sandler et al., CVPR 2018, Table 2)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded from where."""
+
+    path: Path
+    sha256: str
+    keys: KeyReport
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.keys}, sha256 {self.sha256[:12]}"
+
+
+def find_weights(name: str) -> Path:
+    """A weights file.
+
+    Args:
+        name: a file; or a file's name in the folder :data:`VARIABLE`; or the usual name of a network (``resnet50``,
+            ``resnext101_32x4d``, ``senet154``, ``mobilenet_v2``), whose published file is looked for there:
+            ``resnet50-0676ba61.pth``, ``legacy_senet154-e9eb9fe6.pth`` and the like. :data:`VARIABLE` may also be
+            the one file itself.
+
+    Raises:
+        InputError: nothing fits, or several files do.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    base = os.environ.get(VARIABLE)
+    if not base:
+        raise InputError(
+            f"backbone.pretrained: no file {name} here, and {VARIABLE} is not set; set it to a folder with the "
+            f"published weights, or set backbone.pretrained: null to train from scratch"
+        )
+    place = Path(base)
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise InputError(f"{VARIABLE}={base}: expected a folder of weights or one file")
+    if (place / name).is_file():
+        return place / name
+    pattern = re.compile(rf"(legacy_)?{re.escape(name)}(-[0-9a-f]+)?\.(pth|pt|bin)")
+    found = sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{VARIABLE}={base}: several files fit backbone.pretrained: {name}: {names}; name one of them")
+    if not found:
+        there = ", ".join(sorted(path.name for path in place.iterdir())[:10]) or "nothing"
+        raise InputError(
+            f"{VARIABLE}={base}: no file {name}, {name}.pth or {name}-<digest>.pth for backbone.pretrained; "
+            f"there is: {there}"
+        )
+    return found[0]
+
+
+def load_pretrained(backbone: nn.Module, path: Path) -> Loaded:
+    """Load a classifier's weights into a backbone; its last layer is left over.
+
+    ResNet and ResNeXt: torchvision's layout, which is mmdet's; SENet-154: timm's ``legacy_senet154``; MobileNetV2:
+    torchvision's. A ``state_dict`` inside the file is used if there is one.
+
+    Raises:
+        CheckpointError: a damaged file, one that holds more than tensors, or a key that is missing, left over or of
+            another shape.
+    """
+    content = checkpoint.load(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a state_dict: names and tensors")
+    found = checkpoint.fit(backbone, _translate(backbone, state, path))
+    missing = [key for key in found.missing if OFFSETS not in key]
+    left = [key for key in found.unexpected if not key.startswith(CLASSIFIERS)]
+    if missing or left or found.misshapen:
+        wrong = KeyReport(found.matched, missing, left, found.misshapen)
+        raise CheckpointError(f"{path}: does not fit the backbone {type(backbone).__name__}: {wrong}")
+    return Loaded(path, hashlib.sha256(path.read_bytes()).hexdigest(), found)
+
+
+def _translate(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Published names → the backbone's."""
+    kind = type(backbone).__name__
+    if kind == "MobileNetV2" and any(key.startswith("features.") for key in state):
+        names = mobilenet_v2_names()
+        unknown = [key for key in state if key not in names and not key.startswith(CLASSIFIERS)]
+        if unknown:
+            raise CheckpointError(f"{path}: not torchvision's mobilenet_v2: unexpected key {unknown[0]}")
+        return {names.get(key, key): value for key, value in state.items()}
+    from_plain: Any = getattr(backbone, "state_dict_from_plain", None)
+    return from_plain(state) if from_plain else dict(state)
+
+
+def mobilenet_v2_names() -> dict[str, str]:
+    """torchvision's names of MobileNetV2's tensors → mmdet's."""
+    names = _conv_and_norm("features.0.0", "features.0.1", "conv1") | _conv_and_norm(
+        "features.18.0", "features.18.1", "conv2"
+    )
+    feature = 0
+    for stage, blocks in enumerate(_MOBILE_BLOCKS, start=1):
+        for block in range(blocks):
+            feature += 1
+            source, target = f"features.{feature}.conv", f"layer{stage}.{block}"
+            parts = ["depthwise_conv"] if stage == 1 else ["expand_conv", "depthwise_conv"]
+            for place, part in enumerate(parts):
+                names |= _conv_and_norm(f"{source}.{place}.0", f"{source}.{place}.1", f"{target}.{part}")
+            last = len(parts)
+            names |= _conv_and_norm(f"{source}.{last}", f"{source}.{last + 1}", f"{target}.linear_conv")
+    return names
+
+
+def _conv_and_norm(conv: str, norm: str, target: str) -> dict[str, str]:
+    fields = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{conv}.weight": f"{target}.conv.weight"} | {f"{norm}.{name}": f"{target}.bn.{name}" for name in fields}
