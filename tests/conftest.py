@@ -47,8 +47,10 @@ def copy_project(target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return target
 
 
-def tsd(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def tsd(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "tsd.cli", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)

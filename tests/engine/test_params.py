@@ -110,6 +110,14 @@ def set_key(*path, value):
         (set_key("resources", "gpus", value=8), "resources.gpus: unknown key (did you mean 'gpu'?)"),
         (set_key("override", "schedule", "milestones", value=[2]), "schedule.milestones: expected epochs below"),
         (lambda content: content.pop("seeds"), "tiny.yaml: seeds: missing key"),
+        (set_key("override", "schedule", "lr", value=float("nan")), "override.schedule.lr: expected a finite number"),
+        (set_key("override", "schedule", "clip_norm", value=float("inf")), "schedule.clip_norm: expected a finite"),
+        (set_key("override", "schedule", "epochs", value=2.0), "epochs: expected a positive integer, got 2.0"),
+        (set_key("override", "schedule", "milestones", value=[1, 1]), "schedule.milestones: expected rising epochs"),
+        (set_key("override", "rpn", "strides", value=[4, 8, 16]), "rpn.strides: expected 4, 8, 16, 32"),
+        (set_key("seeds", value=[2**32]), "seeds.0: expected an integer from 0 to 4294967295"),
+        (set_key("data", "generate", "clases", value=3), "data.generate.clases: unknown key"),
+        (set_key("data", "generate", "train", value=-1), "data.generate.train:"),
     ],
 )
 def test_mistakes_in_a_suite_are_named(project, change, message):
@@ -218,6 +226,24 @@ def test_broken_yaml_and_repeated_keys_are_named_with_their_line(tmp_path):
     path.write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ParamsError, match=r"a.yaml: line 3 column 1: key 'a' is given twice"):
         read_yaml(path)
+
+
+def test_what_refers_to_itself_is_named_and_what_is_long_is_cut(project):
+    path = project / "params/suites/tiny.yaml"
+    whole = path.read_text()
+    path.write_text("description: &a\n  x: *a\n")
+    with pytest.raises(ParamsError, match=r"description.x: refers to itself"):
+        load_suite("tiny")
+    path.write_text(whole.replace("description: ", "description: [" + "1, " * 1000 + "1]\n#"))
+    with pytest.raises(ParamsError) as error:
+        load_suite("tiny")
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["../suites/tiny", "a b", "", ".tiny"])
+def test_a_suite_is_named_by_a_plain_word(project, name):
+    with pytest.raises(ParamsError, match="expected a name of letters"):
+        load_suite(name)
 
 
 def test_nothing_heavy_is_imported_for_params():

@@ -7,23 +7,34 @@ import copy
 import difflib
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
-from referencing import Registry, Resource
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 
 import tsd
-from tsd.errors import ParamsError
+from tsd.errors import InputError, ParamsError
 
 Settings = dict[str, Any]
 
 MONITOR = {"val_epochs": 1, "log_steps": 50, "checkpoint_steps": 1000}
 RESOURCES = {"gpu": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
+
+
+_Validator = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
+)
+"""JSON schema takes 2.0 for an integer; Python does not."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,8 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
     Raises:
         ParamsError: unknown suite or experiment, unknown key, wrong type; names file and key.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ParamsError(f"suite {name!r}: expected a name of letters, digits, _ and -, of a file in params/suites")
     schemas = _schemas(root)
     experiments_file = root / "params" / "experiments.yaml"
     suite_file = root / "params" / "suites" / f"{name}.yaml"
@@ -169,6 +182,7 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         )
         settings[experiment] = _relevant(_merge(*layers))
         _check_complete(settings[experiment], f"{suite_file}: {experiment}")
+    _check_scenes(raw["data"], suite_file)
     return Suite(
         name=name,
         root=root,
@@ -197,6 +211,17 @@ def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]
         lineage.insert(0, {key: value for key, value in book[name].items() if key != "extends"})
         name = book[name].get("extends", "")
     return lineage
+
+
+def _check_scenes(data: dict[str, Any], where: Path) -> None:
+    if data["format"] != "generated":
+        return
+    from tsd.data.generate import SceneSpec
+
+    try:
+        SceneSpec.from_dict(data["generate"])
+    except InputError as error:
+        raise ParamsError(f"{where}: data.{error}") from None
 
 
 def _relevant(settings: Settings) -> Settings:
@@ -264,12 +289,28 @@ class _Loader(yaml.SafeLoader):
 
 def _read(path: Path, validator: Draft202012Validator) -> Any:
     content = read_yaml(path)
+    odd = next(_not_plain(content), None)
+    if odd:
+        raise ParamsError(f"{path}: {odd}")
     errors = list(_leaves(validator.iter_errors(content)))
     if errors:
         # A wrong value can make its neighbours look unknown (data.format), never the other way round.
         first = min(errors, key=lambda error: error.validator in ("additionalProperties", "required"))
         raise ParamsError(f"{path}: {_sentence(first)}")
     return content
+
+
+def _not_plain(content: Any, key: str = "", above: tuple[int, ...] = ()) -> Iterator[str]:
+    """What YAML allows and JSON does not: numbers that are not finite, and aliases that hold themselves."""
+    if id(content) in above:
+        yield f"{key}: refers to itself"
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield f"{key}: expected a finite number, got {content}"
+    elif isinstance(content, (dict, list)):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, value in pairs:
+            if isinstance(value, (dict, list, float)):
+                yield from _not_plain(value, f"{key}.{name}".lstrip("."), (*above, id(content)))
 
 
 def _leaves(errors: Iterator[ValidationError]) -> Iterator[ValidationError]:
@@ -281,6 +322,7 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(map(str, error.absolute_path))
     prefix = f"{key}: " if key else ""
     got = json.dumps(error.instance, default=str)
+    got = got if len(got) <= 100 else f"{got[:100]}…"
     rule: Any = error.validator_value
     schema: Any = error.schema
     instance: Any = error.instance
@@ -300,7 +342,8 @@ def _sentence(error: ValidationError) -> str:
         return f"{prefix}expected {what or kind}, got {got}"
     if what and error.validator in ("minimum", "maximum", "exclusiveMinimum"):
         return f"{prefix}expected {what}, got {got}"
-    return f"{prefix}{error.message}"
+    message = error.message
+    return f"{prefix}{message if len(message) <= 300 else f'{message[:300]}…'}"
 
 
 def _schemas(root: Path) -> dict[str, Draft202012Validator]:
@@ -308,10 +351,12 @@ def _schemas(root: Path) -> dict[str, Draft202012Validator]:
     if not folder.is_dir():
         raise ParamsError(f"{folder}: no such folder; run the command in the root of the repository")
     content = {path.name.split(".")[0]: yaml.safe_load(path.read_text()) for path in folder.glob("*.schema.yaml")}
+    for schema in content.values():
+        del schema["$schema"]  # behind a reference it would bring back the library's own idea of an integer
     registry: Registry = Registry().with_resources(
-        (name, Resource.from_contents(schema)) for name, schema in content.items()
+        (name, DRAFT202012.create_resource(schema)) for name, schema in content.items()
     )
-    return {name: Draft202012Validator(schema, registry=registry) for name, schema in content.items()}
+    return {name: _Validator(schema, registry=registry) for name, schema in content.items()}
 
 
 def _merge(*layers: Settings) -> Settings:
@@ -366,6 +411,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         for key in ("sizes", "flip"):
             if settings["test"].get(key):
                 yield f"test.{key}: masks of several views can't be merged; leave it out for {settings['detector']}"
+    strides = settings["rpn"]["strides"]
+    if strides[:4] != [4, 8, 16, 32] or any(after != 2 * before for before, after in pairwise(strides)):
+        yield f"rpn.strides: expected 4, 8, 16, 32 (RoIs are pooled from these) and doubled ones after, got {strides}"
+    if any(after <= before for before, after in pairwise(schedule["milestones"])):
+        yield f"schedule.milestones: expected rising epochs, got {schedule['milestones']}"
     if any(step >= schedule["epochs"] for step in schedule["milestones"]):
         yield (
             f"schedule.milestones: expected epochs below schedule.epochs = {schedule['epochs']}, "
