@@ -24,6 +24,22 @@ def test_bad_usage_is_2(capsys):
     assert "--experiment" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--experiment", "baseline", "--seed", "-1"],
+        ["train", "--experiment", "baseline", "--seed", "4294967296"],
+        ["inspect", "--size", "-1", "5"],
+        ["inspect", "--proposals", "0"],
+    ],
+)
+def test_a_number_out_of_range_is_bad_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "expected an integer from" in capsys.readouterr().err
+
+
 def test_bad_input_is_2_and_a_sentence(project, capsys):
     assert main(["train", "--suite", "nope", "--experiment", "baseline"]) == 2
     assert main(["train", "--suite", "tiny", "--experiment", "baselin"]) == 2

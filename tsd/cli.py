@@ -323,9 +323,9 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "inspect", _inspect, "count parameters and multiply-adds of a suite's detectors; needs no data")
     _suite_option(verb)
     verb.add_argument(
-        "--size", type=int, nargs=2, default=(1344, 800), metavar=("WIDTH", "HEIGHT"), help="of the picture"
+        "--size", type=_positive, nargs=2, default=(1344, 800), metavar=("WIDTH", "HEIGHT"), help="of the picture"
     )
-    verb.add_argument("--proposals", type=int, default=1000, help="RoIs per picture (default: %(default)s)")
+    verb.add_argument("--proposals", type=_positive, default=1000, help="RoIs per picture (default: %(default)s)")
     verb.add_argument("--output", type=Path, help="also write JSON")
     verb = _add(verbs, "explain", _explain, "say of each run of a suite what its digest is and what is there")
     _suite_option(verb)
@@ -356,10 +356,24 @@ def _suite_option(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--suite", default="demo", help="a file of params/suites (default: demo)")
 
 
+def _positive(text: str) -> int:
+    return _integer(text, 1, 2**31 - 1)
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0, 2**32 - 1)
+
+
+def _integer(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text!r}")
+    return int(text)
+
+
 def _run_options(verb: argparse.ArgumentParser) -> None:
     _suite_option(verb)
     verb.add_argument("--experiment", required=True, help="an experiment that the suite names")
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--seed", type=_seed, default=0, help="0 to 4294967295 (default: %(default)s)")
     verb.add_argument("--digest", help="refuse to run if params resolve to another one")
 
 

@@ -14,8 +14,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     On any failure (exception, full disk) the temporary file is removed and ``path`` stays as it was.
     The temporary name keeps the suffix, since some writers choose the format by it.
+
+    Raises:
+        InputError: ``path`` is a folder.
     """
+    from tsd.errors import InputError
+
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -50,6 +57,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; expected a JSON file") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:

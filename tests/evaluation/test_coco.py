@@ -187,3 +187,35 @@ def test_masks_are_scored_by_their_own_overlap(tmp_path):
     (tmp_path / "found.json").write_text(json.dumps(detections))
     with pytest.raises(InputError, match=r"found.json: entry 0: missing key 'segmentation'"):
         evaluate_boxes_and_masks(tmp_path / "truth.json", tmp_path / "found.json")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_id": [1]}, r"image_id \[1\]: expected an integer"),
+        ({"image_id": "1"}, "image_id '1': expected an integer"),
+        ({"category_id": {}}, "category_id {}: expected an integer"),
+        ({"score": True}, "score True: expected a finite number"),
+        ({"bbox": [1, 1, True, 2]}, "expected four finite numbers"),
+    ],
+)
+def test_values_of_another_type_are_named(wrong, message):
+    with pytest.raises(InputError, match=f"entry 0: .*{message}"):
+        evaluate_coco(scene([[1, 1, 5, 5]]), [found([1, 1, 5, 5])[0] | wrong])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "expected a JSON object with images, annotations and categories"),
+        ({"images": [], "categories": []}, "annotations: expected a list"),
+        (scene([[1, 1, 5, 5]]) | {"categories": [{"id": 9, "name": "x"}]}, "category_id 1 is not listed"),
+    ],
+)
+def test_broken_annotations_are_named(tmp_path, content, message):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"truth.json: .*{message}"):
+        evaluate_coco(path, found([1, 1, 5, 5]))
+    with pytest.raises(InputError, match="is a folder; expected a JSON file"):
+        evaluate_coco(tmp_path, [])

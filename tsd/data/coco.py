@@ -58,11 +58,23 @@ def load_coco(
     return content
 
 
+def read_coco(annotations: Path) -> Coco:
+    """A checked instances file with every annotation in it, those of zero size too, as evaluators want it.
+
+    Raises:
+        InputError: as :func:`load_coco`, of the file alone.
+    """
+    content: Coco = read_json(annotations)
+    _raise(annotations, _structure_problems(content))
+    _raise(annotations, _content_problems(content, "drop"))
+    return content
+
+
 @lru_cache(maxsize=4)
 def _load(annotations: Path, _changed: int, on_degenerate: Policy) -> Coco:
-    content = read_json(annotations)
-    _raise(annotations, _structure_problems(content))
-    _raise(annotations, _content_problems(content, on_degenerate))
+    content = read_coco(annotations)
+    if on_degenerate == "error":
+        _raise(annotations, _content_problems(content, on_degenerate))
     kept = [entry for entry in content["annotations"] if min(entry["bbox"][2:]) > 0]
     if dropped := len(content["annotations"]) - len(kept):
         LOG.warning("%s: %d annotations left out, whose boxes have zero width or height", annotations, dropped)

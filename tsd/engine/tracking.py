@@ -31,6 +31,9 @@ _COLUMNS = (
     *(f"tags.`{name}`" for name in ("recipe", "git_commit", "data_digest")),
 )
 
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+"""Stores that hold runs: a file, a server, or a server's data base."""
+
 PENDING = "mlflow.pending"
 BATCH = 1000
 """Metrics per request: the most that MLflow takes."""
@@ -48,7 +51,7 @@ def tracking_uri(root: Path) -> str:
     """``MLFLOW_TRACKING_URI``, or the sqlite file beside the repository; a relative sqlite path is made absolute.
 
     Raises:
-        InputError: a file store, which MLflow no longer takes.
+        InputError: a file store, which MLflow no longer takes, or something that is no store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -57,6 +60,9 @@ def tracking_uri(root: Path) -> str:
         raise InputError(
             f"MLFLOW_TRACKING_URI={uri}: MLflow no longer takes file stores; use sqlite:///FILE.db or a server's http://…"
         )
+    scheme = uri.split("://")[0].split("+")[0]
+    if scheme not in SCHEMES:
+        raise InputError(f"MLFLOW_TRACKING_URI={uri}: expected one of {', '.join(SCHEMES)} before ://, got {scheme!r}")
     return uri
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tsd.data.coco import read_coco
 from tsd.errors import InputError
 from tsd.files import read_json
 
@@ -42,11 +43,12 @@ def evaluate_coco(
         ``scale_iou`` (AP by area range and IoU from 0.5 to 0.9), and counts.
 
     Raises:
-        InputError: predictions that are no COCO results of these annotations; names file and index.
+        InputError: annotations that :func:`tsd.data.coco.read_coco` refuses, or predictions that are no COCO results of
+            them; names file and index.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    truth = read_json(annotations) if isinstance(annotations, Path) else annotations
+    truth = read_coco(annotations) if isinstance(annotations, Path) else annotations
     results = read_predictions(predictions, truth, iou_type)
     evaluation = _evaluate(truth, results, iou_type, backend)
     precision = evaluation.eval["precision"]  # (T IoUs, R recalls, K classes, A areas, M detections per picture)
@@ -133,11 +135,14 @@ def _problem(result: Any, images: set[int], categories: set[int], shape: str) ->
     for key in ("image_id", "category_id", "score", shape):
         if key not in result:
             return f"missing key {key!r}"
+    for key in ("image_id", "category_id"):
+        if type(result[key]) is not int:
+            return f"{key} {result[key]!r}: expected an integer"
     if result["image_id"] not in images:
         return f"image_id {result['image_id']} is not in the annotations"
     if result["category_id"] not in categories:
         return f"category_id {result['category_id']} is not in the annotations"
-    if not isinstance(result["score"], (int, float)) or not math.isfinite(result["score"]):
+    if not _finite(result["score"]):
         return f"score {result['score']!r}: expected a finite number"
     if shape == "bbox":
         box = result["bbox"]
@@ -149,7 +154,7 @@ def _problem(result: Any, images: set[int], categories: set[int], shape: str) ->
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _evaluate(truth: Mapping[str, Any], results: list[dict[str, Any]], iou_type: str, backend: str) -> Any:
