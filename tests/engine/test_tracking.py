@@ -201,7 +201,7 @@ def test_the_store_is_beside_the_repository_unless_the_environment_says_otherwis
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://tsd@db/mlflow")
     assert tracking.tracking_uri(tmp_path) == "postgresql+psycopg2://tsd@db/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://login:5000")
-    with pytest.raises(InputError, match="expected one of sqlite, http, .* before ://, got 'htp'"):
+    with pytest.raises(InputError, match=r"expected one of sqlite, http, .* before ://, got 'htp'"):
         tracking.tracking_uri(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(InputError, match="no longer takes file stores"):

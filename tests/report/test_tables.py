@@ -69,6 +69,10 @@ def test_a_suite_chooses_among_the_tables(root):
         tables.chosen_tables(root / "params", ["table33"])
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    assert build(("one", 0, 0.40999, 0.6, "c")).rows[0].cells[0].delta == "+0.0"
+
+
 def test_one_seed_has_no_spread():
     assert build(("one", 0, 0.4, 0.6, "c")).rows[0].cells[0].measured == "40.0"
 

@@ -57,7 +57,7 @@ class Cell:
     @property
     def delta(self) -> str:
         """The difference as printed, with its sign."""
-        return "" if self.difference is None else f"{self.difference:+.1f}"
+        return "" if self.difference is None else f"{round(self.difference, 1) + 0.0:+.1f}"
 
 
 @dataclass(frozen=True)
