@@ -159,6 +159,14 @@ def _inspect(args: Args) -> int:
     return 0
 
 
+def _convert(args: Args) -> int:
+    from tsd.engine.convert import convert
+
+    meta = convert(_suite(args), args.experiment, args.source, args.target)
+    print(f"{args.target}: {meta['tensors']} tensors from {args.source}, sha256 {meta['sha256'][:12]}")
+    return 0
+
+
 def _figures(args: Args) -> int:
     from tsd.engine.results import make_figures
 
@@ -327,6 +335,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--proposals", type=_positive, default=1000, help="RoIs per picture (default: %(default)s)")
     verb.add_argument("--output", type=Path, help="also write JSON")
+    verb = _add(verbs, "convert", _convert, "a checkpoint of the released code (Sense-X/TSD) → one for tsd predict")
+    verb.add_argument("source", type=Path, help="the released .pth")
+    verb.add_argument("target", type=Path, help="the file to write")
+    verb.add_argument("--suite", default="released", help="a file of params/suites (default: %(default)s)")
+    verb.add_argument("--experiment", required=True, help="an experiment of it, with coordinates: legacy")
     verb = _add(verbs, "explain", _explain, "say of each run of a suite what its digest is and what is there")
     _suite_option(verb)
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")

@@ -274,7 +274,7 @@ def test_plain_forward_gives_scores_and_deltas_of_every_proposal():
 
 
 def test_with_zero_offsets_the_branches_see_what_roi_align_sees():
-    """The two pooling operators agree inside the detector: levels, strides, samples and alignment."""
+    """Our pooling, of P too, and mmdet's agree inside the detector: levels, strides, samples and alignment."""
     model = detector().eval()
     head = model.roi_head.bbox_head
     for layers in head.delta.values():
@@ -282,14 +282,30 @@ def test_with_zero_offsets_the_branches_see_what_roi_align_sees():
     seen = []
     head.cls_fcs.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     head.reg_fcs.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    features, rois = pyramid_and_rois()
+    with torch.no_grad():
+        feats = model.roi_head._bbox_forward(features, rois)["bbox_feats"]
+        expected = model.roi_head.bbox_roi_extractor(features[:4], rois)
+    for found in (*seen, feats.flatten(1)):
+        torch.testing.assert_close(found, expected.flatten(1), atol=1e-5, rtol=1e-5)
+
+
+def pyramid_and_rois():
     features = tuple(torch.randn(2, CHANNELS, 64 // 2**level, 64 // 2**level) for level in range(5))
     corner = torch.rand(40, 2) * 150
     boxes = torch.cat((corner, corner + torch.rand(40, 2) ** 2 * 400 + 4), dim=1)
-    rois = torch.cat((torch.arange(40)[:, None] % 2, boxes), dim=1)
+    return features, torch.cat((torch.arange(40)[:, None] % 2, boxes), dim=1)
+
+
+@pytest.mark.parametrize("change", [{"aligned": False}, {"pool_mode": "max"}])
+def test_another_way_of_pooling_p_is_left_to_its_extractor(change):
+    changed = config()
+    changed["roi_head"]["bbox_roi_extractor"]["roi_layer"] |= change
+    model = MODELS.build(ConfigDict(changed)).eval()
+    features, rois = pyramid_and_rois()
     with torch.no_grad():
         feats = model.roi_head._bbox_forward(features, rois)["bbox_feats"]
-    for branch in seen:
-        torch.testing.assert_close(branch, feats.flatten(1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(feats, model.roi_head.bbox_roi_extractor(features[:4], rois))
 
 
 def test_it_can_learn_one_picture():

@@ -161,3 +161,21 @@ def test_a_table_without_a_key_is_named(tmp_path: Path):
     (tmp_path / "tables.yaml").write_text("tables:\n  t:\n    title: a\n    source: b\n    columns: []\n")
     with pytest.raises(ParamsError, match=r"tables.yaml: tables.t.rows: missing key"):
         tables.load_tables(tmp_path)
+
+
+def test_the_run_time_is_shown_with_the_machine_it_was_measured_on(tmp_path):
+    definition = DEFINITION | {"columns": [{"label": "runtime ms", "metric": "runtime_ms", "unit": "ms"}]}
+    run = {"experiment": "one", "seed": 0, "git_commit": "c", "git_dirty": False, "digest": "d"}
+    timed = run | {"runtime": {"median_ms": 174.94, "pictures": 3, "device": "a GPU"}}
+    for name, facts in (("timed", timed), ("untimed", run | {"experiment": "two"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"run": facts, "metrics": {"AP": 0.4}}))
+    collected = tables.collect_results([tmp_path / "timed.json", tmp_path / "untimed.json"])
+    reported = pd.DataFrame([("table3", "one", "runtime_ms", 170.0)], columns=["table", "row", "metric", "value"])
+    table = tables.build_table("t", definition, collected, reported, "a note")
+    cells = [row.cells[0] for row in table.rows]
+    assert [(cell.measured, cell.reported, cell.delta) for cell in cells] == [
+        ("174.9", "170.0", "+4.9"),
+        ("not run", "", ""),
+    ]
+    assert "on a GPU; the paper's, Tesla V100" in table.notes[1]
+    assert not tables.needs_models({"t": definition})

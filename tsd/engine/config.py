@@ -43,7 +43,7 @@ def build_config(run: Run, work_dir: Path) -> Config:
         "randomness": {"seed": run.seed, "deterministic": not on_gpu},
         "default_hooks": {"logger": None, "checkpoint": None, "timer": {"type": "IterTimerHook"}},
         "custom_hooks": [{"type": "StatelessRandomHook", "seed": run.seed}],
-        "model": build_model(settings, len(classes), suite.recipe),
+        "model": build_model(settings, len(classes), suite.recipe, run.seed),
         **_data(run, classes),
         **_schedule(settings, suite.monitor),
     }
@@ -90,7 +90,9 @@ def _data(run: Run, classes: list[str]) -> Config:
     if "train_sizes" in settings["input"]:
         sizes = [tuple(size) for size in settings["input"]["train_sizes"]]
         train_resize = {"type": "RandomResize", "scale": sizes, "keep_ratio": True}
-    train_pipeline = [*load, train_resize, {"type": "RandomFlip", "prob": flip}, {"type": "PackDetInputs"}]
+    legacy = settings.get("coordinates", "continuous") == "legacy"
+    to_legacy = [{"type": "InclusiveBoxes"}] if legacy else []
+    train_pipeline = [*load, train_resize, {"type": "RandomFlip", "prob": flip}, *to_legacy, {"type": "PackDetInputs"}]
     pack = {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]}
     workers = suite.resources["workers"]
     loader = {"num_workers": workers, "persistent_workers": workers > 0}
@@ -114,7 +116,9 @@ def _data(run: Run, classes: list[str]) -> Config:
             "type": "DetTTAModel",
             "tta_cfg": {"nms": rcnn["nms"], "max_per_img": rcnn["max_per_img"]},
         }
-    evaluator = {"type": "CocoFigures", "annotations": str(suite.split("val")[0])}
+    evaluator: Config = {"type": "CocoFigures", "annotations": str(suite.split("val")[0])}
+    if legacy:
+        evaluator["inclusive"] = True
     return {
         "train_dataloader": {
             "batch_size": settings["schedule"]["batch_size"],

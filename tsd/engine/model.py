@@ -35,13 +35,14 @@ _MOBILE_LEVELS = {1: 24, 2: 32, 4: 96, 7: 1280}
 """Outputs of MobileNetV2 at strides 4 to 32 and their channels."""
 
 
-def build_model(settings: Settings, num_classes: int, recipe: str) -> Config:
+def build_model(settings: Settings, num_classes: int, recipe: str, seed: int = 0) -> Config:
     """The detector.
 
     Args:
         settings: of an experiment, merged and complete.
         num_classes: without background.
         recipe: preset of the TSD head, see :mod:`tsd.models.recipes`.
+        seed: of the sampling of anchors and RoIs, where it depends on the picture alone (``norm_sync``).
     """
     config = {
         "type": _DETECTORS[settings["detector"]],
@@ -65,7 +66,11 @@ def build_model(settings: Settings, num_classes: int, recipe: str) -> Config:
         "train_cfg": _train_cfg(settings),
         "test_cfg": build_test_cfg(settings),
     }
-    return _branched(config, settings) if settings.get("disentangle", "none") in SHARED_STAGES else config
+    if settings.get("disentangle", "none") in SHARED_STAGES:
+        config = _branched(config, settings)
+    if settings.get("coordinates", "continuous") == "legacy":
+        config = _legacy(config)
+    return _rank_mean(config, seed) if settings.get("norm_sync", False) else config
 
 
 def has_masks(settings: Settings) -> bool:
@@ -89,6 +94,74 @@ def _branched(config: Config, settings: Settings) -> Config:
         "roi_head": roi_head
         | {"type": "BranchedRoIHead", "bbox_head": roi_head["bbox_head"] | {"type": "BranchedBBoxHead"}},
     }
+
+
+def _legacy(config: Config) -> Config:
+    """mmdet 1.x's coordinates throughout, see :mod:`tsd.models.legacy`."""
+    rpn, roi_head = config["rpn_head"], config["roi_head"]
+    heads = roi_head["bbox_head"]
+    extractors = {
+        name: part | {"type": "InclusiveRoIExtractor"} for name, part in roi_head.items() if name.endswith("extractor")
+    }
+    anchors = rpn["anchor_generator"] | {"type": "LegacyAnchorGenerator", "center_offset": 0.5}
+    boxes = [_legacy_head(h) for h in heads] if isinstance(heads, list) else _legacy_head(heads)
+    return config | {
+        "rpn_head": _legacy_head(rpn) | {"anchor_generator": anchors},
+        "roi_head": roi_head | extractors | {"bbox_head": boxes},
+        "train_cfg": _inclusive(config["train_cfg"]),
+        "test_cfg": _inclusive(config["test_cfg"]),
+    }
+
+
+def _legacy_head(head: Config) -> Config:
+    tsd = {"coordinates": "legacy"} if head["type"] == "TSDBBoxHead" else {}
+    return head | {"bbox_coder": head["bbox_coder"] | {"type": "ReleasedBoxCoder"}} | tsd
+
+
+def _inclusive(part: Any) -> Any:
+    """Assigners and suppression that count a box's far corner, and no smallest size of proposals."""
+    if isinstance(part, list):
+        return [_inclusive(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    changed = {key: _inclusive(value) for key, value in part.items()}
+    if "assigner" in changed:
+        changed["assigner"] |= {"iou_calculator": {"type": "InclusiveOverlaps"}}
+    if "nms" in changed:
+        changed["nms"] |= {"offset": 1}
+    if "min_bbox_size" in changed:
+        changed["min_bbox_size"] = -1
+    return changed
+
+
+def _rank_mean(config: Config, seed: int) -> Config:
+    """Losses and sampling that do not depend on how the batch is spread over processes."""
+    roi_head, train = config["roi_head"], config["train_cfg"]
+    heads, stages = roi_head["bbox_head"], train["rcnn"]
+    masks = {"mask_head": _with_rank_mean(roi_head["mask_head"])} if "mask_head" in roi_head else {}
+    return config | {
+        "rpn_head": _with_rank_mean(config["rpn_head"]),
+        "roi_head": roi_head
+        | {"bbox_head": [_with_rank_mean(h) for h in heads] if isinstance(heads, list) else _with_rank_mean(heads)}
+        | masks,
+        "train_cfg": train
+        | {
+            "rpn": _by_position(train["rpn"], seed, 0),
+            "rcnn": [_by_position(part, seed, 1 + stage) for stage, part in enumerate(stages)]
+            if isinstance(stages, list)
+            else _by_position(stages, seed, 1),
+        },
+    }
+
+
+def _with_rank_mean(head: Config) -> Config:
+    if head["type"] == "TSDBBoxHead":
+        return head | {"norm_sync": True}
+    return head | {"type": f"RankMean{head['type']}"}
+
+
+def _by_position(part: Config, seed: int, stage: int) -> Config:
+    return part | {"sampler": part["sampler"] | {"type": "PositionSampler", "seed": seed, "stage": stage}}
 
 
 def _backbone(settings: Settings) -> Config:

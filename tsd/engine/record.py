@@ -18,19 +18,21 @@ PICTURES = 4
 
 
 def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
-    """Suite, experiment, seed, digests, git state and digest of the predictions, for ``metrics.json``.
+    """Suite, experiment, seed, digests, git state, digest of the predictions, and run time, for ``metrics.json``.
 
     Raises:
         InputError: the folder is not a run's.
     """
     described = read_described(folder)
     environment = read_json(folder / "environment.json")
+    runtime = predictions.with_name("runtime.json")
     keys = ("suite", "experiment", "seed", "digest", "test_digest", "data_digest", "recipe")
     return {key: described[key] for key in keys} | {
         "git_commit": environment["git_commit"],
         "git_dirty": environment["git_dirty"],
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
         "history": history(folder / "log.jsonl"),
+        **({"runtime": read_json(runtime)} if runtime.exists() else {}),
     }
 
 

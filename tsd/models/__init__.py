@@ -1,6 +1,15 @@
 """Detectors of the paper as mmdet plugins: ``custom_imports = dict(imports=['tsd.models'])`` registers them."""
 
 from tsd.models.disentangled import BranchedBBoxHead, BranchedFPN, BranchedResNet, BranchedRoIHead, BranchRPNHead
+from tsd.models.legacy import InclusiveOverlaps, InclusiveRoIExtractor, ReleasedBoxCoder
+from tsd.models.norm_sync import (
+    RankMeanBranchedBBoxHead,
+    RankMeanBranchRPNHead,
+    RankMeanConvFCBBoxHead,
+    RankMeanFCNMaskHead,
+    RankMeanRPNHead,
+    RankMeanShared2FCBBoxHead,
+)
 from tsd.models.senet import SENet
 from tsd.models.tsd_bbox_head import TSDBBoxHead
 from tsd.models.tsd_roi_head import TSDCascadeRoIHead, TSDRoIHead
@@ -11,6 +20,15 @@ __all__ = [
     "BranchedFPN",
     "BranchedResNet",
     "BranchedRoIHead",
+    "InclusiveOverlaps",
+    "InclusiveRoIExtractor",
+    "RankMeanBranchRPNHead",
+    "RankMeanBranchedBBoxHead",
+    "RankMeanConvFCBBoxHead",
+    "RankMeanFCNMaskHead",
+    "RankMeanRPNHead",
+    "RankMeanShared2FCBBoxHead",
+    "ReleasedBoxCoder",
     "SENet",
     "TSDBBoxHead",
     "TSDCascadeRoIHead",

@@ -1,6 +1,7 @@
 """The progressive constraint (Sec. 2.3): TSD must beat the sibling head by a margin."""
 
-import torch
+from collections.abc import Callable
+
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
@@ -30,6 +31,7 @@ def pc_cls_loss(
     cap: bool = True,
     detach: bool = True,
     rois: str = "all",
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """M_cls (Eq. 7): mean hinge on the confidence of the RoI's own class.
 
@@ -41,16 +43,18 @@ def pc_cls_loss(
         cap: see :func:`progressive_hinge`.
         detach: see :func:`progressive_hinge`.
         rois: ``all`` sampled RoIs, negatives with the background class (released code), or ``positive`` ones.
+        normalizer: what the sum is divided by; None: the RoIs that count, at least 1.
 
     Returns:
         Scalar; 0, connected to the graph, if no RoI counts.
     """
-    background = tsd_logits.shape[1] - 1
-    chosen = torch.ones_like(labels, dtype=torch.bool) if rois == "all" else labels < background
-    index = labels[chosen, None]
-    sibling = sibling_logits[chosen].softmax(dim=1).gather(1, index).flatten()
-    tsd = tsd_logits[chosen].softmax(dim=1).gather(1, index).flatten()
-    return progressive_hinge(sibling, tsd, margin, cap, detach).sum() / max(len(index), 1)
+    if rois != "all":
+        positive = labels < tsd_logits.shape[1] - 1
+        sibling_logits, tsd_logits, labels = sibling_logits[positive], tsd_logits[positive], labels[positive]
+    sibling = sibling_logits.softmax(dim=1).gather(1, labels[:, None]).flatten()
+    tsd = tsd_logits.softmax(dim=1).gather(1, labels[:, None]).flatten()
+    divisor = max(len(labels), 1) if normalizer is None else normalizer
+    return progressive_hinge(sibling, tsd, margin, cap, detach).sum() / divisor
 
 
 def pc_loc_loss(
@@ -61,7 +65,8 @@ def pc_loc_loss(
     margin: float,
     cap: bool = True,
     detach: bool = True,
-    normalizer: int,
+    normalizer: float | Tensor,
+    overlaps: Callable[..., Tensor] = bbox_overlaps,
 ) -> Tensor:
     """M_loc (Eq. 8): hinge on the IoU with the ground truth; negatives are left out.
 
@@ -72,13 +77,14 @@ def pc_loc_loss(
         margin: m_r.
         cap: see :func:`progressive_hinge`.
         detach: see :func:`progressive_hinge`.
-        normalizer: what the sum is divided by, at least 1.
+        normalizer: what the sum is divided by.
+        overlaps: IoU of aligned boxes.
 
     Returns:
         Scalar; 0, connected to the graph, if there are no positives.
     """
     if len(targets) == 0:  # mmdet's IoU of nothing is cut off the graph
         return (sibling_boxes.sum() + tsd_boxes.sum()) * 0
-    sibling = bbox_overlaps(sibling_boxes, targets, is_aligned=True)
-    tsd = bbox_overlaps(tsd_boxes, targets, is_aligned=True)
-    return progressive_hinge(sibling, tsd, margin, cap, detach).sum() / max(normalizer, 1)
+    sibling = overlaps(sibling_boxes, targets, is_aligned=True)
+    tsd = overlaps(tsd_boxes, targets, is_aligned=True)
+    return progressive_hinge(sibling, tsd, margin, cap, detach).sum() / normalizer

@@ -8,13 +8,18 @@ import torch
 from mmdet.models.losses import accuracy
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 
+from tsd.models.legacy import inclusive_overlaps
 from tsd.models.losses import pc_cls_loss, pc_loc_loss
+from tsd.models.norm_sync import mean_over_ranks
 from tsd.models.recipes import recipe_defaults
 
 MANNERS = ("shared", "pointwise", "proposalwise")
 """How a derived proposal is learnt (Table 4): not at all, a shift per cell (Eq. 5), or one for the RoI (Eq. 3)."""
+
+Divisor = float | Tensor
 
 Pool = Callable[[Tensor], Tensor]
 """Offset (K, 2, P, P) → features (K, C, P, P) of the RoIs deformed by it."""
@@ -64,6 +69,10 @@ class TSDBBoxHead(BBoxHead):
         reg_proposal: manner of P̂r. A pointwise P̂r has no box: targets and decoding then refer to P.
         sampling_ratio: samples per cell and axis in the derived proposals' pooling.
         backend: of :func:`tsd.ops.deform_roi_pool`.
+        norm_sync: divide each loss by the mean over processes of what each would divide by, so that their averaged
+            gradients are those of one process with the whole batch; else each process divides by its own (released).
+        coordinates: ``continuous``, or ``legacy`` for released checkpoints: sides are x2 − x1 + 1 (mmdet 1.x) and the
+            derived proposals are pooled by :func:`tsd.ops.released_pool`.
         **kwargs: of mmdet's ``BBoxHead``. Background is class ``num_classes``.
 
     Raises:
@@ -91,7 +100,9 @@ class TSDBBoxHead(BBoxHead):
         cls_proposal: str = "pointwise",
         reg_proposal: str = "proposalwise",
         sampling_ratio: int = 2,
-        backend: str = "torch",
+        backend: str = "auto",
+        norm_sync: bool = False,
+        coordinates: str = "continuous",
         **kwargs: Any,
     ) -> None:
         for name in ("reg_decoded_bbox", "with_avg_pool"):
@@ -111,6 +122,7 @@ class TSDBBoxHead(BBoxHead):
         _one_of("pr_grad", chosen["pr_grad"], ("pooling", "all"))
         _one_of("pc_cls_rois", chosen["pc_cls_rois"], ("all", "positive"))
         _one_of("pc_loc_normalizer", chosen["pc_loc_normalizer"], ("positives", "sampled"))
+        _one_of("coordinates", coordinates, ("continuous", "legacy"))
         _one_of("cls_proposal", cls_proposal, MANNERS)
         _one_of("reg_proposal", reg_proposal, MANNERS)
         if (pc_cls or pc_loc) and not joint_sibling:
@@ -124,7 +136,8 @@ class TSDBBoxHead(BBoxHead):
         self.pc_loc_normalizer: str = chosen["pc_loc_normalizer"]
         self.joint_sibling, self.pc_cls, self.pc_loc = joint_sibling, pc_cls, pc_loc
         self.gamma, self.sampling_ratio, self.backend = gamma, sampling_ratio, backend
-        self.cls_proposal, self.reg_proposal = cls_proposal, reg_proposal
+        self.cls_proposal, self.reg_proposal, self.norm_sync = cls_proposal, reg_proposal, norm_sync
+        self.legacy = coordinates == "legacy"
         self.init_cfg = None
         self._build(fc_out_channels, delta_channels)
 
@@ -153,7 +166,11 @@ class TSDBBoxHead(BBoxHead):
             self.sibling_fc_reg = nn.Linear(width, deltas)
 
     def init_weights(self) -> None:
-        """As released: hidden and delta layers N(0, 1/√fan_in), scores N(0, 0.01), deltas N(0, 0.001), biases 0."""
+        """As released: hidden and delta layers N(0, 1/√fan_in), scores N(0, 0.01), deltas N(0, 0.001), biases 0.
+
+        The released code leaves TSD's own two predictors at torch's default, which looks like an oversight; here they
+        start as the sibling's do.
+        """
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear):
                 continue
@@ -206,7 +223,7 @@ class TSDBBoxHead(BBoxHead):
         """P̂r = P + γ · ΔR · (w, h) (Eq. 4), not clipped; P itself unless P̂r is proposal-wise."""
         if offset is None or self.reg_proposal != "proposalwise":
             return rois
-        sides = rois[:, 3:] - rois[:, 1:3]
+        sides = self._sides(rois)
         shift = self.gamma * offset[:, :, 0, 0].to(rois.dtype) * sides
         return torch.cat((rois[:, :1], rois[:, 1:] + shift.repeat(1, 2)), dim=1)
 
@@ -217,8 +234,11 @@ class TSDBBoxHead(BBoxHead):
         fraction = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)[None]
         if offset is not None:
             fraction = fraction + self.gamma * offset.permute(0, 2, 3, 1).to(rois.dtype)
-        sides = (rois[:, 3:] - rois[:, 1:3])[:, None, None, :]
-        return rois[:, None, None, 1:3] + fraction * sides
+        return rois[:, None, None, 1:3] + fraction * self._sides(rois)[:, None, None, :]
+
+    def _sides(self, rois: Tensor) -> Tensor:
+        """(K, 2) widths and heights."""
+        return rois[:, 3:] - rois[:, 1:3] + int(self.legacy)
 
     def losses(
         self, output: TSDOutput, rois: Tensor, sampling_results: list[Any], sibling_targets: tuple[Tensor, ...]
@@ -235,24 +255,31 @@ class TSDBBoxHead(BBoxHead):
             sibling_targets: from mmdet's ``get_targets``: labels, their weights, and deltas relative to P.
         """
         labels, weights, targets, _ = sibling_targets
-        positive = (labels < self.num_classes).nonzero().flatten()
+        positive = _positives(sampling_results, labels.device)
+        weighted, sampled, positives = self._normalizers(weights, len(positive))
         truth = torch.cat([result.pos_gt_bboxes for result in sampling_results])
         reg_rois = output.reg_rois if self.pr_grad == "all" else output.reg_rois.detach()
         tsd_targets = self.bbox_coder.encode(reg_rois[positive, 1:], truth)
         losses = {
-            "loss_tsd_cls": self._cls_loss(output.cls_score, labels, weights),
-            "loss_tsd_bbox": self._box_loss(output.bbox_pred, labels, positive, tsd_targets),
+            "loss_tsd_cls": self._cls_loss(output.cls_score, labels, weights, weighted),
+            "loss_tsd_bbox": self._box_loss(output.bbox_pred, labels, positive, tsd_targets, sampled),
             "tsd_acc": _accuracy(output.cls_score, labels),
         }
         if output.sibling_cls is None or output.sibling_bbox is None:
             return losses
-        losses["loss_cls"] = self._cls_loss(output.sibling_cls, labels, weights)
-        losses["loss_bbox"] = self._box_loss(output.sibling_bbox, labels, positive, targets[positive])
+        losses["loss_cls"] = self._cls_loss(output.sibling_cls, labels, weights, weighted)
+        losses["loss_bbox"] = self._box_loss(output.sibling_bbox, labels, positive, targets[positive], sampled)
         losses["acc"] = _accuracy(output.sibling_cls, labels)
         options = {"cap": self.margin_cap, "detach": self.sibling_detach}
         if self.pc_cls:
             losses["loss_pc_cls"] = pc_cls_loss(
-                output.sibling_cls, output.cls_score, labels, margin=self.margin_cls, rois=self.pc_cls_rois, **options
+                output.sibling_cls,
+                output.cls_score,
+                labels,
+                margin=self.margin_cls,
+                rois=self.pc_cls_rois,
+                normalizer=sampled if self.pc_cls_rois == "all" else positives,
+                **options,
             )
         if self.pc_loc:
             sibling_deltas = _of_class(output.sibling_bbox, labels, positive, self.reg_class_agnostic)
@@ -261,25 +288,44 @@ class TSDBBoxHead(BBoxHead):
                 self.bbox_coder.decode(rois[positive, 1:], sibling_deltas),
                 self.bbox_coder.decode(reg_rois[positive, 1:], tsd_deltas),
                 truth,
+                overlaps=inclusive_overlaps if self.legacy else bbox_overlaps,
                 margin=self.margin_loc,
-                normalizer=len(positive) if self.pc_loc_normalizer == "positives" else len(labels),
+                normalizer=positives if self.pc_loc_normalizer == "positives" else sampled,
                 **options,
             )
         return losses
 
-    def _cls_loss(self, scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def _normalizers(self, weights: Tensor, positives: int) -> tuple[Divisor, Divisor, Divisor]:
+        """RoIs that have a weight, sampled RoIs, positives: what losses are divided by, never zero."""
+        weighted = (weights > 0).sum()
+        if not self.norm_sync:
+            return weighted.clamp(min=1).to(weights.dtype), max(len(weights), 1), max(positives, 1)
+        counts = torch.stack((weighted, *torch.tensor([len(weights), positives]).to(weighted).unbind()))
+        weighted, sampled, positive = mean_over_ranks(counts).to(weights.dtype)
+        return weighted, sampled, positive
+
+    def _cls_loss(self, scores: Tensor, labels: Tensor, weights: Tensor, divisor: Divisor) -> Tensor:
         if len(scores) == 0:
             return scores.sum()
-        return self.loss_cls(scores, labels, weights, avg_factor=(weights > 0).sum().clamp(min=1).to(scores.dtype))
+        return self.loss_cls(scores, labels, weights, avg_factor=divisor)
 
-    def _box_loss(self, deltas: Tensor, labels: Tensor, positive: Tensor, targets: Tensor) -> Tensor:
+    def _box_loss(self, deltas: Tensor, labels: Tensor, positive: Tensor, targets: Tensor, divisor: Divisor) -> Tensor:
         predicted = _of_class(deltas, labels, positive, self.reg_class_agnostic)
         if len(positive) == 0:
             return predicted.sum()
         if targets.requires_grad:
             # mmdet's losses treat targets as constants; |p - t| depends on the difference alone.
             predicted, targets = predicted - targets, torch.zeros_like(targets)
-        return self.loss_bbox(predicted, targets, avg_factor=len(labels))
+        return self.loss_bbox(predicted, targets, avg_factor=divisor)
+
+
+def _positives(sampling_results: list[Any], device: torch.device) -> Tensor:
+    """Places of the positives among the sampled RoIs of all pictures, (N,); no value is read back from the device."""
+    places, start = [], 0
+    for result in sampling_results:
+        places.append(torch.arange(start, start + len(result.pos_priors), device=device))
+        start += len(result.pos_priors) + len(result.neg_priors)
+    return torch.cat(places)
 
 
 def _of_class(deltas: Tensor, labels: Tensor, positive: Tensor, agnostic: bool) -> Tensor:

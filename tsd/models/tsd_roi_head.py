@@ -1,12 +1,15 @@
 """RoI heads that hand the pyramid to the TSD head, and P̂r to the decoding."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.utils import empty_instances
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi, scale_boxes
@@ -14,10 +17,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from tsd.models.tsd_bbox_head import TSDBBoxHead, TSDOutput
-from tsd.ops import deform_roi_pool
+from tsd.ops import FeaturePyramid, released_pool
 
 
-class TSDPrediction:
+class TSDPrediction(ABC):
     """Detection with a TSD head: decoding from P̂r, and, if asked for, what each detection was derived from.
 
     At test time ``test_cfg.rcnn.keep_proposals=True`` adds to each result, aligned with its boxes and in the same
@@ -26,15 +29,15 @@ class TSDPrediction:
     """
 
     @property
+    @abstractmethod
     def last_head(self) -> TSDBBoxHead:
         """The head whose boxes are the detections."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_stages(
         self, x: tuple[Tensor, ...], rois: Tensor, counts: list[int], metas: list[dict]
     ) -> tuple[Tensor, Tensor, TSDOutput]:
         """(P of the last stage (K, 5), logits (K, num_classes + 1), the last stage's output)."""
-        raise NotImplementedError
 
     def predict_bbox(
         self,
@@ -213,20 +216,29 @@ def run_head(head: TSDBBoxHead, extractor: Any, x: tuple[Tensor, ...], rois: Ten
         mmdet's ``bbox_results``, and the whole :class:`TSDOutput` as ``tsd``.
     """
     levels = x[: extractor.num_inputs]
-    feats = extractor(levels, rois)
-    pool = partial(
-        deform_roi_pool,
-        levels,
-        rois,
-        strides=extractor.featmap_strides,
-        output_size=head.roi_feat_size[0],
-        sampling_ratio=head.sampling_ratio,
-        gamma=head.gamma,
-        finest_scale=extractor.finest_scale,
-        backend=head.backend,
+    pyramid = FeaturePyramid(
+        levels, extractor.featmap_strides, finest_scale=extractor.finest_scale, backend=head.backend
     )
+    feats = _pool_proposals(extractor, pyramid, rois, head.training)
+    options: dict[str, Any] = {"output_size": head.roi_feat_size[0], "gamma": head.gamma}
+    if head.legacy:
+        pool = partial(released_pool, pyramid, rois, **options)
+    else:
+        pool = partial(pyramid.pool, rois, sampling_ratio=head.sampling_ratio, **options)
     output = head(feats, rois, pool)
     return {"cls_score": output.cls_score, "bbox_pred": output.bbox_pred, "bbox_feats": feats, "tsd": output}
+
+
+def _pool_proposals(extractor: Any, pyramid: FeaturePyramid, rois: Tensor, training: bool) -> Tensor:
+    """(K, C, P, P) features of P: from the table that the derived proposals are pooled from, if it is RoIAlign.
+
+    Training with the ``torch`` backend keeps mmdet's operator, whose rounding the recorded runs were made with.
+    """
+    layer = extractor.roi_layers[0]
+    is_roi_align = type(extractor) is SingleRoIExtractor and isinstance(layer, RoIAlign)
+    if not is_roi_align or not layer.aligned or layer.pool_mode != "avg" or (training and pyramid.backend == "torch"):
+        return extractor(tuple(pyramid.features), rois)
+    return pyramid.pool(rois, None, output_size=layer.output_size[0], sampling_ratio=layer.sampling_ratio, gamma=0.0)
 
 
 def _next_rois(head: TSDBBoxHead, output: TSDOutput, counts: list[int], metas: list[dict]) -> Tensor:

@@ -18,7 +18,10 @@ from tsd.errors import InputError, ParamsError
 from tsd.files import read_json, write_text
 
 NOT_RUN = "not run"
-RESULT_COLUMNS = ["experiment", "seed", "git_commit", "git_dirty", "digest", "metric", "value"]
+RESULT_COLUMNS = ["experiment", "seed", "git_commit", "git_dirty", "digest", "device", "metric", "value"]
+OF_MODELS = ("params_m", "gmacs")
+"""Metrics that need no training."""
+
 PERCENT = 100.0
 """Metrics files hold fractions, tables percent."""
 
@@ -179,11 +182,14 @@ def collect_results(files: Sequence[Path]) -> pd.DataFrame:
         try:
             run, metrics = content["run"], content["metrics"]
             facts = {key: run[key] for key in ("experiment", "seed", "git_commit", "git_dirty", "digest")}
+            runtime = run.get("runtime")
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not the metrics of a run: missing key {error}") from None
         values = dict(metrics)
         for area, by_iou in content.get("scale_iou", {}).items():
             values |= {f"{area}_{iou}": value for iou, value in by_iou.items()}
+        if runtime:
+            facts["device"], values["runtime_ms"] = runtime["device"], runtime["median_ms"]
         records += [{**facts, "metric": name, "value": value} for name, value in values.items()]
     return pd.DataFrame(records, columns=RESULT_COLUMNS)
 
@@ -198,7 +204,7 @@ def model_results(models: dict[str, dict[str, Any]]) -> pd.DataFrame:
         [
             {"experiment": experiment, "metric": metric, "value": facts[metric]}
             for experiment, facts in models.items()
-            for metric in ("params_m", "gmacs")
+            for metric in OF_MODELS
         ],
         columns=RESULT_COLUMNS,
     )
@@ -206,7 +212,7 @@ def model_results(models: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def needs_models(definitions: dict[str, dict[str, Any]]) -> bool:
     """Whether a table shows what :func:`model_results` gives."""
-    return any("unit" in column for definition in definitions.values() for column in definition["columns"])
+    return any(column["metric"] in OF_MODELS for definition in definitions.values() for column in definition["columns"])
 
 
 def build_table(
@@ -230,7 +236,7 @@ def build_table(
         rows.append(Row(row["id"], row["label"], shown, cells))
     columns = tuple(column["label"] for column in definition["columns"])
     shown_results = results[results["experiment"].isin(experiments_of(definition))]
-    notes = (note, *_footnotes(shown_results, rows))
+    notes = (note, *_footnotes(shown_results, rows), *_devices(shown_results, definition["columns"]))
     return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes)
 
 
@@ -260,6 +266,15 @@ def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     elif seeds:
         notes.append("One seed each.")
     return notes
+
+
+def _devices(results: pd.DataFrame, columns: Sequence[dict[str, str]]) -> list[str]:
+    if not any(column["metric"] == "runtime_ms" for column in columns):
+        return []
+    devices = sorted(results.loc[results["metric"] == "runtime_ms", "device"].dropna().unique())
+    if not devices:
+        return []
+    return [f"Runtime: network and post-processing of one picture on {' and '.join(devices)}; the paper's, Tesla V100."]
 
 
 def _grid(table: Table, yes: str) -> tuple[list[str], list[list[str]]]:

@@ -1,12 +1,21 @@
 """mmdet's and mmengine's view of this package's data and evaluation; importing registers all of them."""
 
 from tsd.engine.adapters.evaluation import CocoFigures
-from tsd.engine.adapters.loading import EpochSampler, ResumableBatchSampler, SeededDataset, StrictLoadImage
+from tsd.engine.adapters.loading import (
+    EpochSampler,
+    InclusiveBoxes,
+    ResumableBatchSampler,
+    SeededDataset,
+    StrictLoadImage,
+)
 from tsd.engine.adapters.random import StatelessRandomHook
+from tsd.engine.adapters.sampling import PositionSampler
 
 __all__ = [
     "CocoFigures",
     "EpochSampler",
+    "InclusiveBoxes",
+    "PositionSampler",
     "ResumableBatchSampler",
     "SeededDataset",
     "StatelessRandomHook",

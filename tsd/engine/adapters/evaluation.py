@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from pycocotools.mask import encode
+from torch import Tensor
 
 from tsd.data.coco import load_coco
 from tsd.evaluation.coco import evaluate_coco
@@ -40,20 +42,29 @@ def to_coco(image_id: int, instances: Any, category_ids: Sequence[int]) -> list[
     return detections
 
 
+def to_continuous(boxes: Tensor) -> Tensor:
+    """xyxy boxes whose far corner belongs to them (mmdet 1.x) → boxes of the same extent in today's coordinates."""
+    return torch.cat((boxes[:, :2], boxes[:, 2:] + 1), dim=1)
+
+
 @METRICS.register_module()
 class CocoFigures(BaseMetric):
-    """The 12 COCO figures over a whole annotation file."""
+    """The 12 COCO figures over a whole annotation file; ``inclusive``: the detector's boxes are mmdet 1.x's."""
 
     default_prefix = None
 
-    def __init__(self, annotations: str, **kwargs: Any) -> None:
+    def __init__(self, annotations: str, inclusive: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.inclusive = inclusive
         self.annotations = Path(annotations)
         self.category_ids = [category["id"] for category in load_coco(self.annotations, None)["categories"]]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
-            self.results.append(to_coco(sample["img_id"], sample["pred_instances"], self.category_ids))
+            found = dict(sample["pred_instances"])
+            if self.inclusive:
+                found["bboxes"] = to_continuous(found["bboxes"])
+            self.results.append(to_coco(sample["img_id"], found, self.category_ids))
 
     def compute_metrics(self, results: list[list[Detection]]) -> dict[str, float]:
         detections = [detection for picture in results for detection in picture]

@@ -42,7 +42,9 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         seed_all(self.seed, 2, position)
-        return self.inner[position % len(self.inner)]
+        data: dict[str, Any] = self.inner[position % len(self.inner)]
+        data["data_samples"].gt_instances.set_metainfo({"position": position})
+        return data
 
 
 @DATA_SAMPLERS.register_module()
@@ -142,6 +144,16 @@ class StrictLoadImage(BaseTransform):
             )
         results["img"] = image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class InclusiveBoxes(BaseTransform):
+    """Ground truth in mmdet 1.x's coordinates: the far corner belongs to the box. To come after resizing and flips."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        boxes = results["gt_bboxes"].tensor
+        boxes[:, 2:] = (boxes[:, 2:] - 1).maximum(boxes[:, :2])
         return results
 
 
