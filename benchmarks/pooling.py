@@ -30,12 +30,15 @@ OPTIONS = {"strides": STRIDES, "output_size": SIZE, "sampling_ratio": SAMPLES, "
 Pool = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 
 
-def inputs(device: torch.device, dtype: torch.dtype, number: int) -> tuple[list[Tensor], Tensor, Tensor]:
+def inputs(
+    device: torch.device, dtype: torch.dtype, number: int, picture: tuple[int, int] = (1216, 800)
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """Features, RoIs of all sizes, and offsets."""
     generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(1, 256, 800 // stride, 1216 // stride, generator=generator) for stride in STRIDES]
-    corner = torch.rand(number, 2, generator=generator) * torch.tensor([900.0, 600.0])
-    size = torch.rand(number, 2, generator=generator) ** 2 * 500 + 8
+    width, height = picture
+    features = [torch.randn(1, 256, height // stride, width // stride, generator=generator) for stride in STRIDES]
+    corner = torch.rand(number, 2, generator=generator) * torch.tensor([width * 0.74, height * 0.75])
+    size = torch.rand(number, 2, generator=generator) ** 2 * width * 0.41 + 8
     rois = torch.cat((torch.zeros(number, 1), corner, corner + size), dim=1).to(device)
     offset = torch.randn(number, 2, SIZE, SIZE, generator=generator).to(device)
     return [feature.to(device, dtype).requires_grad_() for feature in features], rois, offset.requires_grad_()
@@ -97,9 +100,11 @@ def implementations(device: torch.device) -> dict[str, Pool]:
     return found
 
 
-def measure(device: torch.device, dtype: torch.dtype, rounds: int, number: int) -> dict[str, dict[str, float]]:
+def measure(
+    device: torch.device, dtype: torch.dtype, rounds: int, number: int, picture: tuple[int, int] = (1216, 800)
+) -> dict[str, dict[str, float]]:
     """Median milliseconds of forward and of both directions, and on a GPU the peak MiB, by implementation."""
-    features, rois, offset = inputs(device, dtype, number)
+    features, rois, offset = inputs(device, dtype, number, picture)
     pools = implementations(device)
     gradient = torch.randn(number, 256, SIZE, SIZE, device=device).to(dtype)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in pools}

@@ -1,5 +1,6 @@
 """The other backends against the reference: on the GPU if there is one, else Triton's through its interpreter."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from tests.ops.test_deform_roi_pool import STRIDES, pyramid, random_rois
 from tsd.ops import deform_roi_pool
 from tsd.ops.backends import choose_backend
@@ -148,3 +150,14 @@ def test_the_operator_needs_nothing_but_torch():
     code = "import sys, tsd.ops; print(sorted({'mmdet', 'mmcv', 'mmengine', 'triton'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+    """To machine code of Volta, Ampere and Hopper, in every precision: Triton brings its own assembler."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "ops" / "compile_kernels.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = {line.split()[0] for line in done.stdout.splitlines()}
+    assert kernels == {"_forward", "_backward", "_rows"}
