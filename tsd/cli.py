@@ -141,6 +141,60 @@ def _evaluate_coco(args: Args) -> int:
     return 0
 
 
+def _evaluate_openimages(args: Args) -> int:
+    from tsd.evaluation.openimages import evaluate_files
+    from tsd.files import write_json
+
+    files = (args.boxes, args.image_labels, args.classes, args.hierarchy, args.predictions)
+    figures = evaluate_files(
+        *files,
+        protocol=args.protocol,
+        group_of_weight=args.group_of_weight,
+        expand_predictions=args.expand_predictions,
+    )
+    write_json(args.output, figures)
+    counts = figures["counts"]
+    for name, pictures in (("AP50_val", "pictures"), ("AP50_val_boxed", "pictures_with_boxes")):
+        value = figures["metrics"][name]
+        print(f"{name:16} {'undefined' if value is None else f'{value:.4f}'}   {counts[pictures]} {pictures}")
+    if counts["detections_of_unknown_pictures"]:
+        print(f"{counts['detections_of_unknown_pictures']} detections of pictures in neither file left out")
+    return 0
+
+
+def _sample(args: Args) -> int:
+    from tsd.data.plan import plan
+
+    facts = plan(
+        args.boxes,
+        args.classes,
+        args.output,
+        seed=args.seed,
+        epochs=args.epochs,
+        with_replacement=args.with_replacement,
+    )
+    print(
+        f"{args.output}: {facts['touched']} of {facts['pictures']} pictures in {facts['draws']} draws; "
+        f"{facts['never']} are never drawn, the most frequent {facts['most_repeated']} times"
+    )
+    return 0
+
+
+def _submission_openimages(args: Args) -> int:
+    from tsd.evaluation.submission import validate_openimages, write_openimages
+
+    files = (args.pictures, args.classes, args.hierarchy)
+    if args.validate:
+        number = validate_openimages(args.validate, *files)
+        print(f"{args.validate}: valid, {number} boxes")
+        return 0
+    if not args.predictions or not args.output:
+        raise InputError("tsd submission openimages: give --predictions and --output, or --validate FILE")
+    number = write_openimages(args.predictions, *files, args.output)
+    print(f"{args.output}: valid, {number} boxes")
+    return 0
+
+
 def _tables(args: Args) -> int:
     from tsd.engine.results import make_tables
 
@@ -316,6 +370,43 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
     verb.add_argument("--run-folder", type=Path, help="record as the evaluation of this run, and mirror it to MLflow")
     verb.add_argument("--no-mlflow", action="store_true", help="files only")
+
+    verb = _add(evaluate, "openimages", _evaluate_openimages, "the challenge's AP at IoU 0.5, per class and in all")
+    for option, text in (
+        ("boxes", "challenge-2019-validation-detection-bbox.csv"),
+        ("image-labels", "challenge-2019-validation-detection-human-imagelabels.csv"),
+        ("classes", "challenge-2019-classes-description-500.csv"),
+        ("hierarchy", "challenge-2019-label500-hierarchy.json"),
+        ("predictions", "CSV: ImageID,LabelName,Score,XMin,XMax,YMin,YMax"),
+        ("output", "metrics.json"),
+    ):
+        verb.add_argument(f"--{option}", type=Path, required=True, help=text)
+    verb.add_argument("--protocol", choices=["official", "released"], default="official")
+    verb.add_argument("--group-of-weight", type=float, default=1.0, help="of a group box (default: %(default)s)")
+    verb.add_argument("--expand-predictions", action="store_true", help="give each detection to its ancestors too")
+
+    verb = _add(
+        verbs, "sample", _sample, "list the pictures that class-aware sampling will draw, before they are fetched"
+    )
+    verb.add_argument("--boxes", type=Path, required=True, help="challenge-2019-train-detection-bbox.csv")
+    verb.add_argument("--classes", type=Path, required=True, help="challenge-2019-classes-description-500.csv")
+    verb.add_argument("--output", type=Path, required=True, help="ImageIDs, and beside it a .json with statistics")
+    verb.add_argument(
+        "--epochs", type=_positive, default=13, help="of as many draws as pictures (default: %(default)s)"
+    )
+    verb.add_argument("--seed", type=_seed, default=0)
+    verb.add_argument("--with-replacement", action="store_true", help="draw as the released code does")
+
+    submission = verbs.add_parser("submission", help="predictions → a leaderboard's file").add_subparsers(
+        required=True, metavar="LEADERBOARD"
+    )
+    verb = _add(submission, "openimages", _submission_openimages, "write with ancestors and validate, or only validate")
+    verb.add_argument("--pictures", type=Path, required=True, help="all ImageIDs of the test set, one per line")
+    verb.add_argument("--classes", type=Path, required=True, help="challenge-2019-classes-description-500.csv")
+    verb.add_argument("--hierarchy", type=Path, required=True, help="challenge-2019-label500-hierarchy.json")
+    verb.add_argument("--predictions", type=Path, help="CSV: ImageID,LabelName,Score,XMin,XMax,YMin,YMax")
+    verb.add_argument("--output", type=Path, help="the leaderboard's file")
+    verb.add_argument("--validate", type=Path, metavar="FILE", help="only check this leaderboard file")
 
     for name, function, text in (
         ("tables", _tables, "metrics.json files → tables as CSV, Markdown and LaTeX"),
