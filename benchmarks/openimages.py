@@ -93,12 +93,13 @@ def generate(pictures: int, detections: int) -> tuple[Truth, Detections, tuple[n
     truth = Truth(rng.integers(0, pictures, count), label, boxes(count), rng.random(count) < 0.05)
     total = pictures * detections
     near = rng.integers(0, count, total // 2)
-    jitter = 1 + rng.normal(0, 0.03, (len(near), 4))
+    near_boxes = truth.box[near] * (1 + rng.normal(0, 0.03, (len(near), 4)))
+    near_boxes = np.sort(near_boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     other = total - len(near)
     found = Detections(
         np.concatenate((truth.picture[near], rng.integers(0, pictures, other))),
         np.concatenate((truth.label[near], rng.choice(CLASSES, other, p=share / share.sum()))),
-        np.concatenate((truth.box[near] * jitter, boxes(other))),
+        np.concatenate((near_boxes, boxes(other))),
         rng.random(total),
     )
     return truth, found, (rng.integers(0, pictures, count), rng.choice(CLASSES, count))
