@@ -63,3 +63,8 @@ def test_a_file_without_boxes_is_named(folder):
     with pytest.raises(InputError, match=r"boxes.csv: no box in it"):
         run(folder)
     assert not (folder / "plan.txt").exists()
+
+
+def test_the_list_and_its_statistics_need_two_names(folder):
+    with pytest.raises(InputError, match=r"plan.json: the list needs another suffix"):
+        plan(folder / "boxes.csv", folder / "classes.csv", folder / "plan.json", seed=0, epochs=1)

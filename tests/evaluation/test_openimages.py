@@ -341,6 +341,9 @@ def test_no_predictions_at_all(files):
         ("found.csv", ("Score", "Confidence"), r"found.csv: no column Score; there are ImageID,"),
         ("found.csv", ("p1,/d,0.9,0.1,0.5,0.2,0.6", "p1,/d,0.9"), r"found.csv: .*Expected 7 columns, got 3"),
         ("found.csv", ("p1,/d,0.9", "p1,/d,"), r"found.csv: line 2: Score: no value"),
+        ("found.csv", ("p1,", ","), r"found.csv: line 2: ImageID: no value"),
+        ("found.csv", ("Score", "XMin"), r"found.csv: column XMin is there 2 times"),
+        ("labels.csv", ("Source", "ImageID"), r"labels.csv: column ImageID is there 2 times"),
         ("boxes.csv", ("0.6,0\n", "0.6,3\n"), r"boxes.csv: line 2: IsGroupOf 3: expected 0, 1 or -1"),
         ("labels.csv", ("/d,1", "/d,0.5"), r"labels.csv: line 2: Confidence 0.5: expected 0 or 1"),
         ("classes.csv", ("/f,F", "/a,F"), r"classes.csv: line 6: /a is there twice, first in line 1"),
@@ -359,6 +362,30 @@ def test_bad_files_are_named_with_line_and_value(files, name, change, message):
     path = files / name
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(InputError, match=message):
+        run(files)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(files):
+    path = files / "boxes.csv"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert run(files)["metrics"]["AP50_val"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), -1.0, 2.0])
+def test_a_weight_of_groups_out_of_range_is_refused(files, weight):
+    with pytest.raises(InputError, match="group-of-weight: expected a number from 0 to 1"):
+        run(files, group_of_weight=weight)
+
+
+def test_an_empty_file_and_a_bottomless_hierarchy_are_named(files):
+    (files / "hierarchy.json").write_text(
+        '{"LabelName":"/a","Subcategory":[' * 5000 + '{"LabelName":"/b"}' + "]}" * 5000
+    )
+    with pytest.raises(InputError, match=r"hierarchy.json: nested too deeply"):
+        run(files)
+    (files / "hierarchy.json").write_text(json.dumps(TREE))
+    (files / "boxes.csv").write_text("")
+    with pytest.raises(InputError, match=r"boxes.csv: no column ImageID; there are none: the file is empty"):
         run(files)
 
 

@@ -78,6 +78,8 @@ def read_hierarchy(classes: Path, hierarchy: Path) -> Hierarchy:
         tree = json.loads(_text(hierarchy))
     except json.JSONDecodeError as error:
         raise InputError(f"{hierarchy}: broken JSON: {error}") from None
+    except RecursionError:
+        raise InputError(f"{hierarchy}: nested too deeply to be a hierarchy of classes") from None
     place = {mid: label for label, mid in enumerate(mids)}
     above: dict[str, set[int]] = {}
     _walk(tree, (), place, above, hierarchy)
@@ -148,9 +150,10 @@ def read_labels(path: Path, mids: Sequence[str]) -> Table:
 def _read(path: Path, numbers: dict[str, pa.DataType], mids: Sequence[str]) -> Table:
     wanted = {"ImageID": ID, "LabelName": ID, **numbers}
     header = _header(path)
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise InputError(f"{path}: no column {missing[0]}; there are {', '.join(header)}")
+    for name in wanted:
+        if header.count(name) != 1:
+            what = f"column {name} is there {header.count(name)} times" if name in header else f"no column {name}"
+            raise InputError(f"{path}: {what}; there are {', '.join(header) or 'none: the file is empty'}")
     try:
         content = arrow_csv.read_csv(
             path, convert_options=arrow_csv.ConvertOptions(include_columns=list(wanted), column_types=wanted)
@@ -167,6 +170,9 @@ def _read(path: Path, numbers: dict[str, pa.DataType], mids: Sequence[str]) -> T
     place = {mid: label for label, mid in enumerate(mids)}
     labels = np.array([place.get(mid, -1) for mid in found], dtype=np.int64)
     columns["LabelName"] = labels[codes] if len(codes) else codes
+    if "" in pictures:
+        row = int(np.flatnonzero(columns["ImageID"] == pictures.index(""))[0]) + 2
+        raise InputError(f"{path}: line {row}: ImageID: no value")
     unknown = np.flatnonzero(columns["LabelName"] < 0)
     if len(unknown):
         raise InputError(
@@ -194,7 +200,7 @@ def _refuse(path: Path, bad: Array, columns: dict[str, Array], name: str, why: s
 
 def _header(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return next(csv.reader(file), [])
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None

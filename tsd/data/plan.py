@@ -32,8 +32,10 @@ def plan(
         class its MID, name, pictures and draws.
 
     Raises:
-        InputError: a file that can't be used, or one without boxes.
+        InputError: a file that can't be used, one without boxes, or an output that is called .json.
     """
+    if output.suffix == ".json":
+        raise InputError(f"{output}: the list needs another suffix, such as .txt: statistics go to the .json beside it")
     mids, names = read_classes(classes)
     table = read_boxes(boxes, mids)
     if len(table) == 0:

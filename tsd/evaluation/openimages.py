@@ -211,10 +211,13 @@ def evaluate_files(
         fractions; ``classes``: AP, objects and detections of each; ``counts``: pictures, boxes, and what was left out.
 
     Raises:
-        InputError: an unknown protocol, or a file that can't be used; names file, row and value.
+        InputError: an unknown protocol, a weight that is not from 0 to 1, or a file that can't be used; names file,
+            row and value.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if not 0 <= group_of_weight <= 1:
+        raise InputError(f"group-of-weight: expected a number from 0 to 1, got {group_of_weight}")
     tree = read_hierarchy(classes, hierarchy)
     box_table, label_table = read_boxes(boxes, tree.mids), read_labels(image_labels, tree.mids)
     found = read_boxes(predictions, tree.mids, scores=True)
