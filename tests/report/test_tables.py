@@ -157,6 +157,38 @@ def test_the_papers_figures_agree_where_two_tables_repeat_them(root):
     assert set(frame.index.get_level_values("table")) == {f"table{number}" for number in range(1, 10)}
 
 
+def test_every_row_of_the_paper_is_in_a_table(root):
+    reported = tables.load_reported(root / "params")
+    known = {f"{table}/{row}" for table, row in zip(reported["table"], reported["row"], strict=True)}
+    shown = {
+        row["reported"] for definition in tables.load_tables(root / "params").values() for row in definition["rows"]
+    }
+    assert known <= shown
+
+
+def test_a_quoted_row_needs_no_run_and_is_marked_as_quoted():
+    row = {"id": "c", "label": "Other", "quoted": True, "reported": "table3/two"}
+    table = tables.build_table("t", DEFINITION | {"rows": [row], "notes": ["More."]}, results(), REPORTED, "a note")
+    assert table.rows[0].label == "Other (quoted)"
+    assert (table.rows[0].cells[0].measured, table.rows[0].cells[0].reported) == ("", "39.7")
+    assert table.notes == ("a note", "More.")
+    assert tables.experiments_of({"rows": [row]}) == set()
+
+
+def test_a_prefix_chooses_the_area_or_split_and_the_papers_figure_may_do_without():
+    rows = [
+        {"id": "s", "label": "small", "experiment": "one", "prefix": "small_", "reported": "table9/one"},
+        {"id": "t", "label": "test-dev", "experiment": "one", "prefix": "testdev_", "reported": "table3/one"},
+    ]
+    frame = results(("one", 0, 0.4, 0.6, "c"))
+    frame = pd.concat([frame, frame.iloc[:1].assign(metric="small_AP", value=0.25)])
+    reported = pd.concat([REPORTED, pd.DataFrame([("table9", "one", "small_AP", 20.0)], columns=REPORTED.columns)])
+    table = tables.build_table("t", DEFINITION | {"rows": rows}, frame, reported, "a note")
+    first, second = (row.cells[0] for row in table.rows)
+    assert (first.measured, first.reported, first.delta) == ("25.0", "20.0", "+5.0")
+    assert (second.measured, second.reported) == ("not run", "41.0")
+
+
 def test_a_table_without_a_key_is_named(tmp_path: Path):
     (tmp_path / "tables.yaml").write_text("tables:\n  t:\n    title: a\n    source: b\n    columns: []\n")
     with pytest.raises(ParamsError, match=r"tables.yaml: tables.t.rows: missing key"):

@@ -39,11 +39,13 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
     files = existing_metrics(suite) if metrics is None else list(metrics)
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
-    note = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for COCO minival."
+    measured = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for"
     counted = tables.model_results(read_json(models)["models"] if models else {})
     shown = results if counted.empty else pd.concat([results, counted]) if len(results) else counted
     made = [
-        tables.build_table(name, definition, shown, reported, note)
+        tables.build_table(
+            name, definition, shown, reported, f"{measured} {definition.get('paper_on', 'COCO minival')}."
+        )
         for name, definition in tables.chosen_tables(PARAMS, suite.tables).items()
     ]
     for table in made:
@@ -107,8 +109,26 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
         done["training_curves"] = "loss and AP50 during training"
     else:
         done["figure6"] = "not run"
+    done["figure4"] = _figure4(files, definitions["figure4"], pictures)
     done["figure5"] = _figure5(suite, files, known, definitions["figure5"], pictures)
     write_json(out / "figures.json", done)
+
+
+def _figure4(files: Sequence[Path], definition: dict[str, Any], pictures: Path) -> str:
+    from tsd.report import figures
+
+    results = tables.collect_results(files)
+    curves = {curve["label"]: curve["experiments"] for curve in definition["curves"]}
+    wanted = {name for experiments in curves.values() for name in experiments.values()}
+    if not results["experiment"].isin(wanted).any():
+        return tables.NOT_RUN
+    reported = tables.load_reported(PARAMS).set_index(["table", "row", "metric"])["value"]
+    paper = {
+        curve["label"]: (definition["reported_margin"], float(reported[(*curve["reported"].split("/"), "AP")]))
+        for curve in definition["curves"]
+    }
+    figures.figure4(results, curves, paper, pictures / "figure4.png")
+    return str(definition["title"])
 
 
 def _figure5(

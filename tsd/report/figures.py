@@ -185,6 +185,34 @@ def draw_detections(image: Path, found: Detections, truth: Array, out: Path) -> 
         _draw_boxes(axis, found.above(SCORE))
 
 
+def figure4(
+    results: Any, curves: Mapping[str, Mapping[float, str]], paper: Mapping[str, tuple[float, float]], out: Path
+) -> None:
+    """AP by margin, mean over seeds and, with several, their spread (Figure 4).
+
+    Args:
+        results: from :func:`tsd.report.tables.collect_results`.
+        curves: label → margin → experiment; margins without a run are left out.
+        paper: label → (margin, AP in percent) that the paper prints.
+        out: PNG.
+    """
+    with figure(out, 5.2, 3.6) as (_, axes):
+        axis = axes[0, 0]
+        ap = results[results["metric"] == "AP"]
+        for place, (label, experiments) in enumerate(curves.items()):
+            found = {margin: ap.loc[ap["experiment"] == name, "value"] * 100 for margin, name in experiments.items()}
+            found = {margin: values for margin, values in found.items() if len(values)}
+            means = [values.mean() for values in found.values()]
+            spread = [values.std() if len(values) > 1 else 0.0 for values in found.values()]
+            look = {"linestyle": LINES[place], "color": COLOURS[place]}
+            axis.errorbar(list(found), means, yerr=spread, label=label, marker="o", ms=4, capsize=2, **look)
+            if label in paper:
+                margin, value = paper[label]
+                axis.plot([margin], [value], "s", color=COLOURS[place], mfc="none", ms=8, label=f"{label}, the paper")
+        axis.set(xlabel="margin", ylabel="AP (%)")
+        axis.legend()
+
+
 def figure6(results: Any, titles: Mapping[str, str], out: Path) -> None:
     """AP by IoU threshold, mean over seeds (Figure 6).
 

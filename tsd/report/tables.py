@@ -30,7 +30,8 @@ PERCENT = 100.0
 class Cell:
     """One figure: mean and sample standard deviation over ``n`` runs, and the paper's.
 
-    In percent if it is a score (``is_score``), which an untrained model has not; else in the column's ``unit``.
+    In percent if it is a score (``is_score``), which an untrained model has not; else in the column's ``unit``. A
+    ``quoted`` one is another paper's method, which this project does not run.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Cell:
     n: int
     paper: float | None
     is_score: bool = True
+    quoted: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -47,9 +49,9 @@ class Cell:
 
     @property
     def measured(self) -> str:
-        """As printed: ``not run``, ``41.0`` or ``41.0 ± 0.2``."""
+        """As printed: ``not run``, ``41.0`` or ``41.0 ± 0.2``; nothing for a quoted one."""
         if self.mean is None:
-            return NOT_RUN
+            return "" if self.quoted else NOT_RUN
         return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
 
     @property
@@ -114,7 +116,7 @@ def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str
             if not isinstance(definition, dict) or key not in definition:
                 raise ParamsError(f"{path}: {name}.{entry}.{key}: missing key")
         for index, row in enumerate(definition.get("rows", [])):
-            for key in ("id", "label", "experiment"):
+            for key in ("id", "label", "reported" if row.get("quoted") else "experiment"):
                 if key not in row:
                     raise ParamsError(f"{path}: {name}.{entry}.rows.{index}.{key}: missing key")
             for mark in row.get("marks", []):
@@ -142,7 +144,7 @@ def chosen_tables(params: Path, names: Sequence[str] | None) -> dict[str, dict[s
 
 def experiments_of(definition: dict[str, Any]) -> set[str]:
     """Experiments that a table shows."""
-    return {row["experiment"] for row in definition["rows"]}
+    return {row["experiment"] for row in definition["rows"] if "experiment" in row}
 
 
 def table_rows(params: Path, experiment: str) -> list[str]:
@@ -151,7 +153,7 @@ def table_rows(params: Path, experiment: str) -> list[str]:
         f"{name}/{row['id']}"
         for name, definition in load_tables(params).items()
         for row in definition["rows"]
-        if row["experiment"] == experiment
+        if row.get("experiment") == experiment
     ]
 
 
@@ -230,27 +232,30 @@ def build_table(
     rows = []
     marks = tuple(definition.get("marks", []))
     for row in definition["rows"]:
-        own = results[results["experiment"] == row["experiment"]]
-        cells = tuple(_cell(column, own, reported, row.get("reported")) for column in definition["columns"])
+        own = results[results["experiment"] == row.get("experiment")]
+        cells = tuple(_cell(column, row, own, reported) for column in definition["columns"])
         shown = tuple(mark in row.get("marks", []) for mark in marks)
-        rows.append(Row(row["id"], row["label"], shown, cells))
+        label = f"{row['label']} (quoted)" if row.get("quoted") else row["label"]
+        rows.append(Row(row["id"], label, shown, cells))
     columns = tuple(column["label"] for column in definition["columns"])
     shown_results = results[results["experiment"].isin(experiments_of(definition))]
-    notes = (note, *_footnotes(shown_results, rows), *_devices(shown_results, definition["columns"]))
+    footnotes = (*_footnotes(shown_results, rows), *_devices(shown_results, definition["columns"]))
+    notes = (note, *definition.get("notes", []), *footnotes)
     return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes)
 
 
-def _cell(column: dict[str, str], results: pd.DataFrame, reported: pd.DataFrame, source: str | None) -> Cell:
-    metric, is_score = column["metric"], "unit" not in column
+def _cell(column: dict[str, str], row: dict[str, Any], results: pd.DataFrame, reported: pd.DataFrame) -> Cell:
+    """A row's ``prefix`` stands before the column's metric: an area, or another split; the paper's may do without."""
+    metric, is_score = row.get("prefix", "") + column["metric"], "unit" not in column
     values = results.loc[results["metric"] == metric, "value"].dropna().astype(float) * (PERCENT if is_score else 1)
     paper = None
-    if source is not None:
-        table, row = source.split("/")
-        found = reported[(reported["table"] == table) & (reported["row"] == row) & (reported["metric"] == metric)]
-        paper = float(found["value"].iloc[0]) if len(found) else None
+    if "reported" in row:
+        table, source = row["reported"].split("/")
+        own = reported[(reported["table"] == table) & (reported["row"] == source)].set_index("metric")["value"]
+        paper = next((float(own[name]) for name in (metric, column["metric"]) if name in own.index), None)
     mean = statistics.fmean(values) if len(values) else None
     std = statistics.stdev(values) if len(values) > 1 else None
-    return Cell(metric, mean, std, len(values), paper, is_score)
+    return Cell(metric, mean, std, len(values), paper, is_score, bool(row.get("quoted", False)))
 
 
 def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
@@ -345,6 +350,7 @@ _LATEX = {
     "}": "\\}",
     "±": "$\\pm$",
     "Δ": "$\\Delta$",
+    "†": "$\\dagger$",
 }
 _LATEX |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 
