@@ -11,3 +11,7 @@ class ParamsError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be trusted or does not fit."""
+
+
+class WorkError(RuntimeError):
+    """Work that failed although the input is right (a server, a disk). The command line prints it and exits with 1."""
