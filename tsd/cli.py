@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd import __version__
-from tsd.errors import InputError
+from tsd.errors import InputError, WorkError
 
 Args = argparse.Namespace
 
@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         text = str(error)
         print(text.strip().splitlines()[-1] if "Original Traceback" in text else text, file=sys.stderr)
         return 2
+    except WorkError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -40,16 +43,48 @@ def _generate(args: Args) -> int:
 
     if args.suite:
         suite = _suite(args)
-        if suite.data["format"] != "generated":
+        if "generate" not in suite.data:
             raise InputError(
                 f"params/suites/{args.suite}.yaml: data.format is {suite.data['format']}: nothing to generate"
             )
-        spec, out = suite.data["generate"], Path(suite.data["folder"])
+        spec, out = suite.data["generate"], Path(suite.data["folder"], "origin" if suite.is_openimages else "")
     else:
         spec, out = _pairs(args.set), args.out
         if out is None:
             raise InputError("tsd data generate: give --suite NAME, or --out FOLDER with --set key=value …")
     generate(SceneSpec.from_dict(spec), out, workers=args.workers, force=args.force)
+    return 0
+
+
+def _fetch(args: Args) -> int:
+    from tsd.engine import acquire
+
+    suite = _suite(args)
+    if not suite.is_openimages:
+        parts = args.parts or ("annotations", "val2017", "train2017")
+        for name, number in acquire.fetch_coco(suite, parts).items():
+            print(f"{name}: {number} files")
+        return 0
+    if args.parts:
+        raise InputError("--parts: only the archives of COCO are fetched by part")
+    if args.what in ("annotations", "all"):
+        files = acquire.fetch_annotations(suite, args.workers)
+        print(f"{suite.challenge.annotations}: {len(files)} files are whole")
+    if args.what == "all" and suite.data.get("pictures", "planned") == "planned":
+        for seed in suite.seeds:
+            acquire.plan_suite(suite, seed)
+    if args.what in ("pictures", "all"):
+        summary = acquire.fetch_pictures(suite, threads=args.threads, shards=args.shards)
+        counts = ", ".join(f"{number} {split}" for split, number in summary["pictures"].items())
+        print(f"{suite.challenge.folder}: {counts} pictures are whole, {summary['bytes'] / 1e9:.2f} GB")
+    return 0
+
+
+def _openimages(args: Args) -> int:
+    from tsd.engine.acquire import build_stores
+
+    for split, counts in build_stores(_suite(args)).items():
+        print(f"{split}: " + ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items()))
     return 0
 
 
@@ -111,7 +146,7 @@ def _predict(args: Args) -> int:
 
     run = _run(args)
     source = args.checkpoint or run.folder / "checkpoint.pth"
-    output = args.output or run.eval_folder / "predictions.json"
+    output = args.output or run.predictions
     number = predict(run, source, output, limit=args.limit)
     print(f"{output}: {number} detections")
     return 0
@@ -136,47 +171,61 @@ def _evaluate_coco(args: Args) -> int:
         from tsd.engine import tracking
         from tsd.engine.record import draw_pictures
 
-        draw_pictures(args.run_folder, args.output.parent, args.annotations)
+        draw_pictures(args.run_folder, args.output.parent)
         tracking.mirror(args.run_folder, tracking.tracking_uri(Path.cwd()))
     return 0
 
 
 def _evaluate_openimages(args: Args) -> int:
-    from tsd.evaluation.openimages import evaluate_files
+    from tsd.evaluation.openimages import PROTOCOLS, compare_files, format_protocols
     from tsd.files import write_json
 
     files = (args.boxes, args.image_labels, args.classes, args.hierarchy, args.predictions)
-    figures = evaluate_files(
-        *files,
-        protocol=args.protocol,
-        group_of_weight=args.group_of_weight,
-        expand_predictions=args.expand_predictions,
-    )
+    options = {"group_of_weight": args.group_of_weight, "expand_predictions": args.expand_predictions}
+    figures = compare_files(*files, protocols=PROTOCOLS if args.run_folder else (args.protocol,), **options)
+    if args.run_folder:
+        from tsd.engine.record import run_facts
+
+        figures["run"] = run_facts(args.run_folder, args.predictions)
     write_json(args.output, figures)
-    counts = figures["counts"]
-    for name, pictures in (("AP50_val", "pictures"), ("AP50_val_boxed", "pictures_with_boxes")):
-        value = figures["metrics"][name]
-        print(f"{name:16} {'undefined' if value is None else f'{value:.4f}'}   {counts[pictures]} {pictures}")
-    if counts["detections_of_unknown_pictures"]:
-        print(f"{counts['detections_of_unknown_pictures']} detections of pictures in neither file left out")
+    print(format_protocols(figures))
+    if args.run_folder and not args.no_mlflow:
+        from tsd.engine import tracking
+        from tsd.engine.record import draw_pictures
+
+        draw_pictures(args.run_folder, args.output.parent)
+        tracking.mirror(args.run_folder, tracking.tracking_uri(Path.cwd()))
     return 0
 
 
 def _sample(args: Args) -> int:
-    from tsd.data.plan import plan
+    from tsd.data.plan import Options, plan, write_plans
 
-    facts = plan(
-        args.boxes,
-        args.classes,
-        args.output,
-        seed=args.seed,
-        epochs=args.epochs,
-        with_replacement=args.with_replacement,
-    )
-    print(
-        f"{args.output}: {facts['touched']} of {facts['pictures']} pictures in {facts['draws']} draws; "
-        f"{facts['never']} are never drawn, the most frequent {facts['most_repeated']} times"
-    )
+    single = (args.boxes, args.classes, args.output)
+    if args.suite:
+        from tsd.engine.acquire import plan_suite
+        from tsd.engine.params import plan_path
+
+        suite = _suite(args)
+        if not suite.is_openimages:
+            raise InputError(
+                f"params/suites/{args.suite}.yaml: data.format: expected openimages, got {suite.data['format']}"
+            )
+        if any(single):
+            raise InputError("tsd sample: give --suite, or --boxes, --classes and --output")
+        output, plans = plan_path(suite, args.seed), plan_suite(suite, args.seed)
+    else:
+        if not all(single):
+            raise InputError("tsd sample: give --suite NAME, or --boxes, --classes and --output")
+        options = Options(args.group_of, "ancestors" if args.ancestors else "none", args.sampling)
+        made = plan(args.boxes, args.classes, args.ancestors, options, seed=args.seed, epochs=args.epochs)
+        write_plans([made], args.output)
+        output, plans = args.output, [made.facts]
+    for facts in plans:
+        print(
+            f"{output}: {facts['sampling']}: {facts['touched']} of {facts['pictures']} pictures in {facts['draws']} "
+            f"draws; {facts['never']} are never drawn, the most frequent {facts['most_repeated']} times"
+        )
     return 0
 
 
@@ -339,6 +388,20 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="parameters, with --out")
     verb.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     verb.add_argument("--force", action="store_true", help="replace other content of the folder")
+    verb = _add(data, "fetch", _fetch, "fetch a suite's data by params/sources.yaml; what is stopped is gone on with")
+    _suite_option(verb)
+    verb.add_argument("--what", choices=["annotations", "pictures", "all"], default="all", help="of Open Images")
+    verb.add_argument("--threads", type=_positive, default=32, help="pictures at once (default: %(default)s)")
+    verb.add_argument("--shards", action="store_true", help="pictures by the bucket's archives instead of one by one")
+    verb.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["annotations", "train2017", "val2017", "test2017", "test_info"],
+        help="of COCO (default: annotations val2017 train2017)",
+    )
+    verb.add_argument("--workers", type=_positive, default=1, help="processes that render generated scenes")
+    verb = _add(data, "openimages", _openimages, "a suite's CSV files → columnar stores, which training reads")
+    _suite_option(verb)
     verb = _add(data, "manifest", _manifest, "describe a suite's data: digests and counts")
     _suite_option(verb)
     verb.add_argument("--pictures", action="store_true", help="digest every picture, not only its name and size")
@@ -384,18 +447,29 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--protocol", choices=["official", "released"], default="official")
     verb.add_argument("--group-of-weight", type=float, default=1.0, help="of a group box (default: %(default)s)")
     verb.add_argument("--expand-predictions", action="store_true", help="give each detection to its ancestors too")
+    verb.add_argument(
+        "--run-folder",
+        type=Path,
+        help="record as the evaluation of this run by both protocols, and mirror it to MLflow",
+    )
+    verb.add_argument("--no-mlflow", action="store_true", help="files only")
 
     verb = _add(
         verbs, "sample", _sample, "list the pictures that class-aware sampling will draw, before they are fetched"
     )
-    verb.add_argument("--boxes", type=Path, required=True, help="challenge-2019-train-detection-bbox.csv")
-    verb.add_argument("--classes", type=Path, required=True, help="challenge-2019-classes-description-500.csv")
-    verb.add_argument("--output", type=Path, required=True, help="ImageIDs, and beside it a .json with statistics")
+    verb.add_argument("--suite", help="plan for its experiments, into its results")
+    verb.add_argument("--boxes", type=Path, help="challenge-2019-train-detection-bbox.csv")
+    verb.add_argument("--classes", type=Path, help="challenge-2019-classes-description-500.csv")
+    verb.add_argument("--output", type=Path, help="ImageIDs, and beside it a .json with statistics")
     verb.add_argument(
         "--epochs", type=_positive, default=13, help="of as many draws as pictures (default: %(default)s)"
     )
     verb.add_argument("--seed", type=_seed, default=0)
-    verb.add_argument("--with-replacement", action="store_true", help="draw as the released code does")
+    verb.add_argument(
+        "--sampling", choices=["class_aware", "class_aware_replacement", "uniform"], default="class_aware"
+    )
+    verb.add_argument("--group-of", choices=["positive", "ignore", "drop"], default="positive")
+    verb.add_argument("--ancestors", type=Path, metavar="HIERARCHY", help="give boxes to their ancestors by this file")
 
     submission = verbs.add_parser("submission", help="predictions → a leaderboard's file").add_subparsers(
         required=True, metavar="LEADERBOARD"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tsd
-from tsd.data.plan import plan
+from tsd.data.plan import Options, plan, write_plans
 from tsd.errors import InputError
 
 
@@ -20,10 +20,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, **options):
-    return plan(
-        folder / "boxes.csv", folder / "classes.csv", folder / "plan.txt", **({"seed": 0, "epochs": 1} | options)
-    )
+def run(folder, options=Options(), **others):  # noqa: B008
+    made = plan(folder / "boxes.csv", folder / "classes.csv", None, options, **({"seed": 0, "epochs": 1} | others))
+    write_plans([made], folder / "plan.txt")
+    return made.facts
 
 
 def test_an_epoch_draws_each_class_as_often(folder):
@@ -36,7 +36,7 @@ def test_an_epoch_draws_each_class_as_often(folder):
     ids = (folder / "plan.txt").read_text().split()
     assert ids == sorted(ids)
     assert len(ids) == 23
-    assert json.loads((folder / "plan.json").read_text()) == facts
+    assert json.loads((folder / "plan.json").read_text()) == [facts]
 
 
 def test_two_epochs_draw_all_and_the_order_of_rows_does_not_matter(folder):
@@ -55,7 +55,10 @@ def test_the_command_says_what_it_found(folder):
     arguments = ("--boxes", "boxes.csv", "--classes", "classes.csv", "--output", "plan.txt", "--epochs", "1")
     done = tsd("sample", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "plan.txt: 23 of 42 pictures in 42 draws; 19 are never drawn, the most frequent 11 times" in done.stdout
+    assert (
+        "plan.txt: class_aware: 23 of 42 pictures in 42 draws; 19 are never drawn, the most frequent 11 times"
+        in done.stdout
+    )
 
 
 def test_a_file_without_boxes_is_named(folder):
@@ -67,4 +70,21 @@ def test_a_file_without_boxes_is_named(folder):
 
 def test_the_list_and_its_statistics_need_two_names(folder):
     with pytest.raises(InputError, match=r"plan.json: the list needs another suffix"):
-        plan(folder / "boxes.csv", folder / "classes.csv", folder / "plan.json", seed=0, epochs=1)
+        write_plans([], folder / "plan.json")
+
+
+def test_every_picture_is_drawn_in_each_epoch_of_uniform_sampling(folder):
+    facts = run(folder, Options(sampling="uniform"), epochs=3)
+    assert (facts["draws"], facts["never"], facts["most_repeated"]) == (126, 0, 3)
+    assert [entry["draws"] for entry in facts["classes"]] == [6, 120, 0]
+
+
+def test_drawing_with_replacement_has_the_same_shares(folder):
+    facts = run(folder, Options(sampling="class_aware_replacement"), epochs=50)
+    assert [entry["draws"] for entry in facts["classes"]] == [1050, 1050, 0]
+    assert run(folder, Options(sampling="class_aware_replacement"))["touched"] < 23  # some come twice before others
+
+
+def test_ancestors_need_the_hierarchy(folder):
+    with pytest.raises(InputError, match="the hierarchy's file is needed"):
+        run(folder, Options(hierarchy="ancestors"))

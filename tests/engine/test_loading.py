@@ -1,27 +1,36 @@
 """Order and augmentation follow from (seed, position): resuming anywhere continues the same sequence."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from tsd.engine.adapters.loading import EpochSampler, ResumableBatchSampler, StrictLoadImage
+from tsd.data.class_aware import ClassAwareSequence, ClassIndex
+from tsd.engine.adapters.loading import ClassAwareEpochSampler, EpochSampler, ResumableBatchSampler, StrictLoadImage
 from tsd.errors import InputError
 
 
 class Pictures:
-    """A data set of so many pictures, every third one wide."""
+    """A data set of so many pictures, every third one wide; each fourth has the rare class 0, all have class 1."""
 
     def __init__(self, count):
         self.count = count
+        self.inner = self
 
     def __len__(self):
         return self.count
 
-    def is_wide(self, picture):
-        return picture % 3 == 0
+    def wide(self):
+        return np.arange(self.count) % 3 == 0
+
+    def class_index(self):
+        rare = np.arange(0, self.count, 4)
+        labels = np.concatenate((np.zeros(len(rare), int), np.ones(self.count, int)))
+        return ClassIndex.from_pairs(labels, np.concatenate((rare, np.arange(self.count))), 2)
 
 
-def batches(epoch=0, skip=0, rank=0, world=1, size=4, count=30, seed=5):
-    sampler = EpochSampler(Pictures(count), seed)
+def batches(epoch=0, skip=0, rank=0, world=1, size=4, count=30, seed=5, kind=EpochSampler):
+    sampler = kind(Pictures(count), seed)
     sampler.set_epoch(epoch)
     batch_sampler = ResumableBatchSampler(sampler, size)
     batch_sampler.rank, batch_sampler.world = rank, world
@@ -32,19 +41,22 @@ def batches(epoch=0, skip=0, rank=0, world=1, size=4, count=30, seed=5):
 def test_an_epoch_shows_every_picture_in_batches_of_one_orientation():
     found, length = batches()
     assert len(found) == length == 3 + 5  # 10 wide, 20 high, in fours
-    assert {position for batch in found for position in batch} == set(range(30))
-    assert all(len({position % 3 == 0 for position in batch}) == 1 for batch in found)
+    assert {draw for batch in found for draw in batch} == {(picture, picture) for picture in range(30)}
+    assert all(len({picture % 3 == 0 for _, picture in batch}) == 1 for batch in found)
 
 
 def test_positions_go_on_with_the_epoch_and_the_order_changes():
     first, second = batches(epoch=0)[0], batches(epoch=1)[0]
-    assert {position for batch in second for position in batch} == set(range(30, 60))
-    assert [[position - 30 for position in batch] for batch in second] != first
+    assert {draw for batch in second for draw in batch} == {(30 + picture, picture) for picture in range(30)}
+    assert [[picture for _, picture in batch] for batch in second] != [[picture for _, picture in b] for b in first]
 
 
-@pytest.mark.parametrize("skip", [0, 1, 5, 8])
-def test_resuming_continues_the_same_sequence(skip):
-    assert batches(epoch=2, skip=skip)[0] == batches(epoch=2)[0][skip:]
+@pytest.mark.parametrize("kind", [EpochSampler, ClassAwareEpochSampler])
+@pytest.mark.parametrize("skip", [0, 1, 5, 7])
+def test_resuming_continues_the_same_sequence(skip, kind):
+    whole, length = batches(epoch=2, kind=kind)
+    assert batches(epoch=2, skip=skip, kind=kind)[0] == whole[skip:]
+    assert len(whole) == length
 
 
 def test_the_skip_counts_once():
@@ -55,15 +67,31 @@ def test_the_skip_counts_once():
     assert len(list(batch_sampler)) == len(batch_sampler)
 
 
-def test_ranks_share_the_global_batches():
-    whole = batches(size=4)[0]
-    halves = [batches(size=2, rank=rank, world=2)[0] for rank in range(2)]
-    assert [one + two for one, two in zip(*halves, strict=True)] == whole
+@pytest.mark.parametrize("kind", [EpochSampler, ClassAwareEpochSampler])
+def test_ranks_share_the_global_batches(kind):
+    """So a training may go on with another number of processes in the same sequence."""
+    whole = batches(size=4, kind=kind)[0]
+    for world in (2, 4):
+        parts = [batches(size=4 // world, rank=rank, world=world, kind=kind)[0] for rank in range(world)]
+        assert [list(itertools.chain(*shares)) for shares in zip(*parts, strict=True)] == whole
 
 
-def test_other_seeds_other_orders():
-    assert batches(seed=1)[0] != batches(seed=2)[0]
-    assert batches(seed=1)[0] == batches(seed=1)[0]
+@pytest.mark.parametrize("kind", [EpochSampler, ClassAwareEpochSampler])
+def test_other_seeds_other_orders(kind):
+    assert batches(seed=1, kind=kind)[0] != batches(seed=2, kind=kind)[0]
+    assert batches(seed=1, kind=kind)[0] == batches(seed=1, kind=kind)[0]
+
+
+def test_class_aware_batches_hold_the_draws_of_the_epoch_in_their_order():
+    found, _ = batches(epoch=3, size=4, kind=ClassAwareEpochSampler)
+    sequence = ClassAwareSequence(Pictures(30).class_index(), 5)
+    expected = dict(zip(range(90, 120), sequence.draw(90, 30)[1].tolist(), strict=True))
+    drawn = [draw for batch in found for draw in batch]
+    assert len(found) == 8
+    assert dict(drawn) == expected  # 30 draws in 8 batches of 4: the last one is filled up with two of them
+    assert all(len({picture % 3 == 0 for _, picture in batch}) == 1 for batch in found[:-2])
+    ends = [batch[-1][0] for batch in found[:-2]]
+    assert ends == sorted(ends)
 
 
 @pytest.fixture

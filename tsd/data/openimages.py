@@ -20,6 +20,59 @@ Array = np.ndarray
 ID = pa.dictionary(pa.int32(), pa.string())
 """Pictures and classes are few beside the rows that name them."""
 
+SPLITS = {"train": "train", "val": "validation"}
+"""What the challenge calls the splits."""
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Where a copy of the challenge's data is, under the official names.
+
+    Attributes:
+        folder: of everything.
+        classes_count: classes, 500 in the challenge; the names of two files have it.
+    """
+
+    folder: Path
+    classes_count: int
+
+    @property
+    def annotations(self) -> Path:
+        """Folder of the six files."""
+        return self.folder / "annotations"
+
+    def boxes(self, split: str) -> Path:
+        """Boxes of ``train`` or ``val``."""
+        return self.annotations / f"challenge-2019-{SPLITS[split]}-detection-bbox.csv"
+
+    def labels(self, split: str) -> Path:
+        """Image-level labels of ``train`` or ``val``."""
+        return self.annotations / f"challenge-2019-{SPLITS[split]}-detection-human-imagelabels.csv"
+
+    @property
+    def classes(self) -> Path:
+        """Classes: MID and name."""
+        return self.annotations / f"challenge-2019-classes-description-{self.classes_count}.csv"
+
+    @property
+    def hierarchy(self) -> Path:
+        """Who is above whom."""
+        return self.annotations / f"challenge-2019-label{self.classes_count}-hierarchy.json"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The six files."""
+        return (*map(self.boxes, SPLITS), *map(self.labels, SPLITS), self.classes, self.hierarchy)
+
+    def pictures(self, split: str) -> Path:
+        """Folder of the pictures of ``train`` or ``val``."""
+        return self.folder / SPLITS[split]
+
+    def store(self, split: str) -> Path:
+        """Columnar store of ``train`` or ``val``."""
+        return self.folder / "store" / SPLITS[split]
+
+
 BOX_COLUMNS = {name: pa.float64() for name in ("XMin", "XMax", "YMin", "YMax")}
 
 
@@ -98,6 +151,21 @@ def _walk(node: Any, path: tuple[str, ...], place: dict[str, int], above: dict[s
     above.setdefault(mid, set()).update(place[ancestor] for ancestor in path if ancestor in place)
     for child in node.get("Subcategory", []):
         _walk(child, (*path, mid), place, above, file)
+
+
+def expand(labels: Array, related: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Rows with a copy for each related class: (row of the source, label), the row itself first.
+
+    Args:
+        labels: (N,) label of each row.
+        related: labels to copy to, for each label.
+    """
+    counts = np.array([1 + len(others) for others in related], dtype=np.int64)
+    flat = np.array([value for label, others in enumerate(related) for value in (label, *others)], dtype=np.int64)
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    rows = np.repeat(np.arange(len(labels)), counts[labels])
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts[labels]) - counts[labels], counts[labels])
+    return rows, flat[starts[labels[rows]] + place]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tsd.data.openimages import SPLITS
 from tsd.files import write_text
-
-NAMES = {"train": "train", "val": "validation"}
-"""What the challenge calls the splits."""
 
 ROOT = "/m/tsd000"
 """The hierarchy's root; like the challenge's "Entity" it is no class."""
@@ -86,7 +84,7 @@ def write_openimages(coco: dict[str, Any], split: str, folder: Path, seed: int) 
     boxes: list[Sequence[Any]] = []
     labels: list[Sequence[Any]] = []
     for image in coco["images"]:
-        key = [seed, 2 + list(NAMES).index(split), image["id"]]  # 0 and 1 are the streams of the pictures themselves
+        key = [seed, 2 + list(SPLITS).index(split), image["id"]]  # 0 and 1 are the streams of the pictures themselves
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
         name, size = Path(image["file_name"]).stem, (image["width"], image["height"])
         present = sorted(objects[image["id"]])
@@ -97,7 +95,7 @@ def write_openimages(coco: dict[str, Any], split: str, folder: Path, seed: int) 
             labels.append((name, "verification", mid, 1))
         seen = {classes.leaves[category] for category in present}
         labels.extend((name, "verification", mid, 0) for mid in verified_absent(classes, seen, rng))
-    prefix = f"challenge-2019-{NAMES[split]}-detection"
+    prefix = f"challenge-2019-{SPLITS[split]}-detection"
     header: Sequence[str] = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
     write_text(folder / f"{prefix}-bbox.csv", _csv([header, *boxes]))
     header = ("ImageID", "Source", "LabelName", "Confidence")

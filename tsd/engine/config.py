@@ -65,6 +65,11 @@ def read_classes(run: Run) -> list[str]:
     Raises:
         InputError: broken annotation files, or different categories in train and val.
     """
+    if run.suite.is_openimages:
+        from tsd.data.openimages import read_classes as read_challenge_classes
+
+        # Display names are not unique: a class is its MID.
+        return list(read_challenge_classes(run.suite.challenge.classes)[0])
     found = {}
     for split in ("train", "val"):
         annotations, images = run.suite.split(split)
@@ -96,10 +101,7 @@ def _data(run: Run, classes: list[str]) -> Config:
     pack = {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]}
     workers = suite.resources["workers"]
     loader = {"num_workers": workers, "persistent_workers": workers > 0}
-    train_dataset = {
-        **_dataset(run, "train", classes, train_pipeline),
-        "filter_cfg": {"filter_empty_gt": True, "min_size": 1},
-    }
+    train_dataset = _dataset(run, "train", classes, train_pipeline) | _training_options(run)
     val_loader: Config = {
         "batch_size": 1,
         **loader,
@@ -116,14 +118,14 @@ def _data(run: Run, classes: list[str]) -> Config:
             "type": "DetTTAModel",
             "tta_cfg": {"nms": rcnn["nms"], "max_per_img": rcnn["max_per_img"]},
         }
-    evaluator: Config = {"type": "CocoFigures", "annotations": str(suite.split("val")[0])}
+    evaluator = _evaluator(run)
     if legacy:
         evaluator["inclusive"] = True
     return {
         "train_dataloader": {
             "batch_size": settings["schedule"]["batch_size"],
             **loader,
-            "sampler": {"type": "EpochSampler", "seed": run.seed},
+            "sampler": _sampler(run),
             "batch_sampler": {"type": "ResumableBatchSampler"},
             "dataset": {"type": "SeededDataset", "seed": run.seed, "dataset": train_dataset},
         },
@@ -155,14 +157,44 @@ def _views(settings: Settings, pack: Config) -> Config | None:
 
 
 def _dataset(run: Run, split: str, classes: list[str], pipeline: list[Config]) -> Config:
-    annotations, images = run.suite.split(split)
+    if run.suite.is_openimages:
+        challenge = run.suite.challenge
+        kind, annotations, images = "StoredOpenImages", challenge.store(split), challenge.pictures(split)
+    else:
+        kind, (annotations, images) = "CocoDataset", run.suite.split(split)
     return {
-        "type": "CocoDataset",
+        "type": kind,
         "ann_file": str(annotations),
         "data_prefix": {"img": str(images)},
         "metainfo": {"classes": classes},
         "pipeline": pipeline,
     }
+
+
+def _training_options(run: Run) -> Config:
+    if run.suite.is_openimages:
+        options = run.settings["train_data"]
+        return {"group_of": options["group_of"], "hierarchy": options["hierarchy"]}
+    return {"filter_cfg": {"filter_empty_gt": True, "min_size": 1}}
+
+
+def _sampler(run: Run) -> Config:
+    kind = run.settings["train_data"]["sampling"] if run.suite.is_openimages else "uniform"
+    if kind == "uniform":
+        return {"type": "EpochSampler", "seed": run.seed}
+    options = {"with_replacement": True} if kind == "class_aware_replacement" else {}
+    return {"type": "ClassAwareEpochSampler", "seed": run.seed, **options}
+
+
+def _evaluator(run: Run) -> Config:
+    if run.suite.is_openimages:
+        challenge = run.suite.challenge
+        return {
+            "type": "OpenImagesFigures",
+            "folder": str(challenge.folder),
+            "classes_count": challenge.classes_count,
+        }
+    return {"type": "CocoFigures", "annotations": str(run.suite.split("val")[0])}
 
 
 def _schedule(settings: Settings, monitor: dict[str, int]) -> Config:

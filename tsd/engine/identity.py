@@ -3,8 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from tsd.data.manifest import folder_manifest, pinned_md5
+from tsd.data.sources import Source, load_source
 from tsd.engine.params import Suite
 
 PIN = Path("data.dvc")
@@ -14,8 +16,15 @@ ABSENT = "0" * 12
 
 
 def manifest_path(suite: Suite) -> Path | None:
-    """The manifest of generated data, or None for a folder of the user's own."""
-    return Path(suite.data["folder"], "manifest.json") if suite.data["format"] == "generated" else None
+    """The manifest of generated data or the summary of fetched pictures, or None for a folder of the user's own."""
+    names = {"generated": "manifest.json", "openimages": "pictures.json"}
+    name = names.get(suite.data["format"])
+    return Path(suite.data["folder"], name) if name else None
+
+
+def suite_source(suite: Suite) -> Source:
+    """Where an Open Images suite is fetched from."""
+    return load_source(suite.data.get("source", "openimages"), suite.root)
 
 
 def pinned(suite: Suite) -> str | None:
@@ -30,13 +39,20 @@ def data_digest(suite: Suite) -> str:
     Generated scenes: of the generator's parameters and, if listed, of the pin in ``data.dvc``; the rule that
     verifies the data ties both to the bytes on disk. A folder of the user's own: of its manifest (digests of the
     annotation files, names and sizes of the pictures that they list); :data:`ABSENT` if neither annotation file is
-    here and the suite says how many classes to expect.
+    here and the suite says how many classes to expect. Open Images: of the digests of its annotation files as the
+    source has them, or of the generator's parameters; and, if listed, of the pictures' pin in ``data.dvc``.
 
     Raises:
         InputError: an annotation file of the user's own data is missing or broken.
     """
     if suite.data["format"] == "generated":
         content = [suite.data["generate"], pinned(suite)]
+    elif suite.is_openimages:
+        if "generate" in suite.data:
+            described: Any = suite.data["generate"]
+        else:
+            described = [[file.path, file.sha256] for file in suite_source(suite).files]
+        content = ["openimages", described, pinned(suite)]
     else:
         train, val = suite.split("train"), suite.split("val")
         if "classes" in suite.data and not train[0].exists() and not val[0].exists():

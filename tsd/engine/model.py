@@ -293,7 +293,7 @@ def _train_cfg(settings: Settings) -> Config:
     stages = [_rcnn_train_cfg(settings, iou) for iou in ious]
     return {
         "rpn": {
-            "assigner": _assigner(0.7, 0.3, 0.3, low_quality=True),
+            "assigner": _assigner(settings, 0.7, 0.3, 0.3, low_quality=True),
             "sampler": _sampler(settings["rpn"]["samples"], 0.5, add_gt=False),
             "allowed_border": -1,
             "pos_weight": -1,
@@ -306,7 +306,7 @@ def _train_cfg(settings: Settings) -> Config:
 
 def _rcnn_train_cfg(settings: Settings, iou: float) -> Config:
     return {
-        "assigner": _assigner(iou, iou, iou, low_quality=False),
+        "assigner": _assigner(settings, iou, iou, iou, low_quality=False),
         "sampler": _sampler(settings["roi"]["samples"], settings["roi"]["positive_fraction"], add_gt=True),
         "pos_weight": -1,
         "debug": False,
@@ -337,14 +337,15 @@ def _coder(centre: float, size: float) -> Config:
     }
 
 
-def _assigner(positive: float, negative: float, lowest: float, low_quality: bool) -> Config:
+def _assigner(settings: Settings, positive: float, negative: float, lowest: float, low_quality: bool) -> Config:
+    ignores = settings.get("train_data", {}).get("group_of") == "ignore"
     return {
         "type": "MaxIoUAssigner",
         "pos_iou_thr": positive,
         "neg_iou_thr": negative,
         "min_pos_iou": lowest,
         "match_low_quality": low_quality,
-        "ignore_iof_thr": -1,
+        "ignore_iof_thr": 0.5 if ignores else -1,  # what lies in a group box, by the metric's threshold
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonschema import Draft202012Validator, validators
@@ -24,7 +24,17 @@ from referencing.jsonschema import DRAFT202012
 import tsd
 from tsd.errors import InputError, ParamsError
 
+if TYPE_CHECKING:
+    from tsd.data.openimages import Challenge
+
 Settings = dict[str, Any]
+
+CHALLENGE_CLASSES = 500
+"""Of the Open Images Challenge 2019."""
+
+TRAIN_DATA = {"group_of": "positive", "hierarchy": "none", "sampling": "class_aware"}
+"""How Open Images is trained on unless an experiment says otherwise: as the released code does, but for its drawing
+with replacement."""
 
 MONITOR = {"val_epochs": 1, "log_steps": 50, "checkpoint_steps": 1000}
 RESOURCES = {"gpu": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
@@ -61,6 +71,8 @@ class Suite:
         Raises:
             InputError: the suite does not say, and its annotation file is not there or broken.
         """
+        if self.data["format"] == "openimages":
+            return self.challenge.classes_count
         if self.data["format"] == "generated":
             from tsd.data.generate import SceneSpec
 
@@ -72,9 +84,39 @@ class Suite:
         return len(load_coco(self.split("train")[0], None)["categories"])
 
     @property
+    def is_openimages(self) -> bool:
+        """Whether the data is in the files of the Open Images Challenge, and its metric is the challenge's."""
+        return bool(self.data["format"] == "openimages")
+
+    @property
+    def predictions_suffix(self) -> str:
+        """Suffix of predictions files."""
+        return "csv" if self.is_openimages else "json"
+
+    @property
+    def challenge(self) -> "Challenge":
+        """Where the files of an Open Images suite are."""
+        from tsd.data.openimages import Challenge
+
+        count = CHALLENGE_CLASSES
+        if "generate" in self.data:
+            from tsd.data.generate import SceneSpec
+            from tsd.data.scenes import class_names
+
+            leaves = class_names(SceneSpec.from_dict(self.data["generate"]).classes)
+            count = len(leaves) + len({parent for _, parent in leaves})
+        return Challenge(Path(self.data["folder"]), count)
+
+    @property
     def models_digest(self) -> str:
         """Hash of what determines the suite's networks and how much they compute."""
         return _hash([self.settings, self.recipe, self.data, tsd.REVISION])
+
+    @property
+    def sampling_digest(self) -> str:
+        """Hash of which pictures an Open Images suite's runs draw, but for the seed."""
+        ways = [[settings["train_data"], settings["schedule"]["epochs"]] for settings in self.settings.values()]
+        return _hash([sorted(json.dumps(way, sort_keys=True) for way in ways), self.data, tsd.REVISION])
 
     @property
     def on_degenerate(self) -> Literal["drop", "error"]:
@@ -83,6 +125,8 @@ class Suite:
 
     def split(self, name: str) -> tuple[Path, Path]:
         """(annotation file, picture folder) of ``train`` or ``val``, relative to the root."""
+        if self.is_openimages:
+            raise InputError(f"params/suites/{self.name}.yaml: data.format is openimages: it has no COCO annotations")
         if self.data["format"] == "generated":
             folder = Path(self.data["folder"])
             return folder / "annotations" / f"instances_{name}.json", folder / name
@@ -125,6 +169,11 @@ class Run:
     @property
     def eval_folder(self) -> Path:
         return self.folder / "eval" / self.test_digest
+
+    @property
+    def predictions(self) -> Path:
+        """Detections: COCO results, or for Open Images the CSV that its metric reads."""
+        return self.eval_folder / f"predictions.{self.suite.predictions_suffix}"
 
     @property
     def metrics_file(self) -> Path:
@@ -175,6 +224,7 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
                 f"{_hint(experiment, book['experiments'])}"
             )
         layers = (
+            {"train_data": TRAIN_DATA} if raw["data"]["format"] == "openimages" else {},
             book["defaults"],
             book["recipes"][recipe],
             *_lineage(book["experiments"], experiment, experiments_file),
@@ -182,6 +232,10 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         )
         settings[experiment] = _relevant(_merge(*layers))
         _check_complete(settings[experiment], f"{suite_file}: {experiment}")
+        if raw["data"]["format"] == "openimages":
+            _check_openimages(settings[experiment], f"{suite_file}: {experiment}")
+        if "train_data" in settings[experiment] and raw["data"]["format"] != "openimages":
+            raise ParamsError(f"{suite_file}: {experiment}: train_data: only a suite of data.format openimages has it")
     _check_scenes(raw["data"], suite_file)
     return Suite(
         name=name,
@@ -214,14 +268,16 @@ def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]
 
 
 def _check_scenes(data: dict[str, Any], where: Path) -> None:
-    if data["format"] != "generated":
+    if "generate" not in data:
         return
     from tsd.data.generate import SceneSpec
 
     try:
-        SceneSpec.from_dict(data["generate"])
+        spec = SceneSpec.from_dict(data["generate"])
     except InputError as error:
         raise ParamsError(f"{where}: data.{error}") from None
+    if data["format"] == "openimages" and "openimages" not in spec.formats:
+        raise ParamsError(f"{where}: data.generate.formats: expected [coco, openimages], got {list(spec.formats)}")
 
 
 def _relevant(settings: Settings) -> Settings:
@@ -256,6 +312,11 @@ def get_run(suite: Suite, experiment: str, seed: int, data_digest: str) -> Run:
 def get_runs(suite: Suite, data_digest: str) -> list[Run]:
     """Every run of the suite, experiments first, then seeds."""
     return [Run(suite, name, seed, data_digest) for name in suite.experiments for seed in suite.seeds]
+
+
+def plan_path(suite: Suite, seed: int) -> Path:
+    """Where the list of pictures that a seed's runs draw is; its name changes with what it follows from."""
+    return Path("results", suite.name, "sampling", f"{suite.sampling_digest}-seed{seed}.txt")
 
 
 def read_yaml(path: Path) -> Any:
@@ -379,6 +440,18 @@ def _check_complete(settings: Settings, where: str) -> None:
     problem = next(_contradictions(settings), None)
     if problem:
         raise ParamsError(f"{where}: {problem}")
+
+
+def _check_openimages(settings: Settings, where: str) -> None:
+    """What Open Images does not have.
+
+    Raises:
+        ParamsError: masks, or mmdet 1.x's coordinates.
+    """
+    if settings["detector"] in ("mask_rcnn", "cascade_mask_rcnn"):
+        raise ParamsError(f"{where}: detector: Open Images' boxes have no masks, got {settings['detector']}")
+    if settings.get("coordinates", "continuous") != "continuous":
+        raise ParamsError(f"{where}: coordinates: expected continuous for Open Images, got {settings['coordinates']}")
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:

@@ -1,14 +1,18 @@
 """Predict with a run's checkpoint: standard COCO results, and what Figure 5 shows of the derived proposals."""
 
+import csv
+import io
 import json
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tsd.data.coco import load_coco
 from tsd.engine.params import Run
 from tsd.files import atomic_path, write_json, write_text
 
@@ -22,9 +26,10 @@ WARM_UP = 5
 def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = None) -> int:
     """Detect on the suite's val pictures; returns the number of detections.
 
-    Writes ``output`` (COCO results JSON, sorted by picture and falling score) and beside it ``proposals.npz``:
-    image_id (N,), bbox (N, 4) xyxy, score (N,), category_id (N,), all in original pixels and, for a TSD head,
-    proposal (N, 4), reg_proposal (N, 4) and cls_points (N, k, k, 2). Detections merged over sizes or mirrored pictures
+    Writes ``output`` (COCO results JSON, or for Open Images the CSV that its metric reads; sorted by picture and
+    falling score) and beside it ``proposals.npz``: image_id (N,), an ImageID in Open Images, bbox (N, 4) xyxy, score
+    (N,), category_id (N,), all in original pixels and, for a TSD head, proposal (N, 4), reg_proposal (N, 4) and
+    cls_points (N, k, k, 2). Detections merged over sizes or mirrored pictures
     have no such proposals. ``runtime.json`` says how long network and post-processing take for one picture.
 
     Args:
@@ -44,8 +49,8 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
     from tqdm import tqdm
 
     from tsd.engine import checkpoint
-    from tsd.engine.adapters import CocoFigures
     from tsd.engine.adapters.evaluation import to_coco, to_continuous
+    from tsd.engine.adapters.openimages import to_fractions
     from tsd.engine.config import load_config
 
     if run.suite.resources["gpu"] == 0:
@@ -63,8 +68,11 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
     model.to("cuda" if on_gpu else "cpu").eval()
     loader = Runner.build_dataloader(config.test_dataloader)
     legacy = run.settings.get("coordinates", "continuous") == "legacy"
-    category_ids = CocoFigures(str(run.suite.split("val")[0])).category_ids
+    challenge = run.suite.is_openimages
+    classes = config.train_dataloader.dataset.dataset.metainfo.classes
+    category_ids = range(len(classes)) if challenge else _category_ids(run.suite.split("val")[0])
     detections: list[dict[str, Any]] = []
+    lines: list[tuple[Any, ...]] = []
     details: dict[str, list[np.ndarray]] = {}
     times: list[float] = []
     interval = 0.5 if sys.stderr.isatty() else 20.0
@@ -81,17 +89,44 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
                 found = sample.pred_instances
                 if legacy:
                     found.bboxes = to_continuous(found.bboxes)
-                detections += to_coco(sample.img_id, found, category_ids)
+                if challenge:
+                    lines += _lines(sample.img_id, to_fractions(found, sample.ori_shape), classes)
+                else:
+                    detections += to_coco(sample.img_id, found, category_ids)
                 _collect(details, sample.img_id, found, category_ids)
-    order = sorted(range(len(detections)), key=lambda i: (detections[i]["image_id"], -detections[i]["score"], i))
-    write_text(output, json.dumps([detections[i] for i in order]) + "\n")
+    if challenge:
+        order = sorted(range(len(lines)), key=lambda i: (lines[i][0], -lines[i][2], i))
+        write_text(output, _csv(lines[i] for i in order))
+    else:
+        order = sorted(range(len(detections)), key=lambda i: (detections[i]["image_id"], -detections[i]["score"], i))
+        write_text(output, json.dumps([detections[i] for i in order]) + "\n")
     arrays = {name: np.concatenate(parts)[order] for name, parts in details.items()}
     with atomic_path(output.with_name("proposals.npz")) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)
     threads = torch.get_num_threads()
     device = torch.cuda.get_device_name() if on_gpu else f"a CPU with {threads} thread{'s' if threads > 1 else ''}"
     write_json(output.with_name("runtime.json"), _runtime(times) | {"device": device})
-    return len(detections)
+    return len(order)
+
+
+def _category_ids(annotations: Path) -> list[int]:
+    return [category["id"] for category in load_coco(annotations, None)["categories"]]
+
+
+def _lines(name: str, found: dict[str, np.ndarray], mids: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Rows of one picture: ImageID, LabelName, Score, XMin, XMax, YMin, YMax."""
+    return [
+        (name, mids[label], float(score), x0, x1, y0, y1)
+        for label, score, (x0, y0, x1, y1) in zip(found["label"], found["score"], found["box"].tolist(), strict=True)
+    ]
+
+
+def _csv(lines: Iterable[tuple[Any, ...]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("ImageID", "LabelName", "Score", "XMin", "XMax", "YMin", "YMax"))
+    writer.writerows((name, mid, *(f"{value:.6f}" for value in numbers)) for name, mid, *numbers in lines)
+    return text.getvalue()
 
 
 def _runtime(times: list[float]) -> dict[str, Any]:
@@ -100,10 +135,12 @@ def _runtime(times: list[float]) -> dict[str, Any]:
     return {"median_ms": 1e3 * statistics.median(counted) if counted else None, "pictures": len(counted)}
 
 
-def _collect(details: dict[str, list[np.ndarray]], image_id: int, found: Any, category_ids: list[int]) -> None:
+def _collect(
+    details: dict[str, list[np.ndarray]], image_id: int | str, found: Any, category_ids: Sequence[int]
+) -> None:
     labels = found.labels.cpu().numpy()
     arrays = {
-        "image_id": np.full(len(labels), image_id, dtype=np.int64),
+        "image_id": np.full(len(labels), image_id),
         "bbox": found.bboxes.cpu().numpy(),
         "score": found.scores.cpu().numpy(),
         "category_id": np.asarray(category_ids, dtype=np.int64)[labels],

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import yaml
 
 from tsd.data.coco import load_coco
+from tsd.data.openimages import SPLITS
+from tsd.data.store import Store
 from tsd.errors import InputError
 from tsd.files import read_json
 
@@ -37,13 +40,14 @@ def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
 
 
 def history(log: Path) -> list[dict[str, Any]]:
-    """AP and AP50 of each evaluation during the training."""
+    """AP and AP50, or of Open Images AP50_val, of each evaluation during the training."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [
-        {"epoch": line["epoch"], "AP": line["val/AP"], "AP50": line["val/AP50"]}
-        for line in lines
-        if "val/AP" in line and "val/AP50" in line
-    ]
+    found = []
+    for line in lines:
+        figures = {name: line[f"val/{name}"] for name in ("AP", "AP50", "AP50_val") if f"val/{name}" in line}
+        if figures:
+            found.append({"epoch": line["epoch"], **figures})
+    return found
 
 
 def read_described(folder: Path) -> dict[str, Any]:
@@ -59,8 +63,33 @@ def read_described(folder: Path) -> dict[str, Any]:
     return content
 
 
-def annotated_pictures(annotations: Path, images: Path) -> Iterator[tuple[int, Path, np.ndarray, list[str]]]:
-    """(id, file, boxes xyxy, class names) of every picture with a box, crowds left out."""
+Annotated = tuple[int | str, Path, np.ndarray, list[str]]
+
+
+def annotated_pictures(data: dict[str, Any]) -> Iterator[Annotated]:
+    """(id, file, boxes xyxy, class names) of every validation picture with a box, crowds and groups left out.
+
+    Args:
+        data: ``data`` of a suite.
+    """
+    yield from _of_openimages(data) if data["format"] == "openimages" else _of_coco(data)
+
+
+def class_titles(data: dict[str, Any]) -> dict[int, str]:
+    """Category id of ``proposals.npz`` → name."""
+    if data["format"] == "openimages":
+        return dict(enumerate(_store(data).hierarchy.names))
+    return {category["id"]: category["name"] for category in load_coco(_coco_split(data)[0], None)["categories"]}
+
+
+def _coco_split(data: dict[str, Any]) -> tuple[Path, Path]:
+    if data["format"] == "generated":
+        return Path(data["folder"], "annotations", "instances_val.json"), Path(data["folder"], "val")
+    return Path(data["val"]["annotations"]), Path(data["val"]["images"])
+
+
+def _of_coco(data: dict[str, Any]) -> Iterator[Annotated]:
+    annotations, images = _coco_split(data)
     content = load_coco(annotations, None)
     names = {category["id"]: category["name"] for category in content["categories"]}
     by_picture: dict[int, list[dict[str, Any]]] = {}
@@ -74,16 +103,31 @@ def annotated_pictures(annotations: Path, images: Path) -> Iterator[tuple[int, P
             yield image["id"], images / image["file_name"], boxes, [names[a["category_id"]] for a in own]
 
 
-def draw_pictures(folder: Path, output: Path, annotations: Path) -> list[Path]:
+def _store(data: dict[str, Any]) -> Store:
+    return Store.open(Path(data["folder"], "store", SPLITS["val"]))
+
+
+def _of_openimages(data: dict[str, Any]) -> Iterator[Annotated]:
+    store = _store(data)
+    for picture in store.boxed:
+        rows = np.arange(*store.boxes_of(int(picture)).indices(len(store.box)))
+        rows = rows[store.group[rows] == 0]
+        if len(rows):
+            name = store.ids[int(picture)].as_py()
+            boxes = store.box[rows] * np.tile(store.size[picture], 2)
+            path = Path(data["folder"], SPLITS["val"], f"{name}.jpg")
+            yield name, path, boxes, [store.hierarchy.names[label] for label in store.label[rows]]
+
+
+def draw_pictures(folder: Path, output: Path) -> list[Path]:
     """Draw the detections on the first few annotated pictures into ``output/pictures``."""
     from tsd.report.figures import draw_detections, of_picture, read_detections
 
     data = read_described(folder)["data"]
-    images = Path(data["folder"], "val") if data["format"] == "generated" else Path(data["val"]["images"])
-    names = {category["id"]: category["name"] for category in load_coco(annotations, None)["categories"]}
+    names = class_titles(data)
     arrays = read_detections(output / "proposals.npz")
     paths = []
-    for image_id, image, truth, _ in list(annotated_pictures(annotations, images))[:PICTURES]:
+    for image_id, image, truth, _ in islice(annotated_pictures(data), PICTURES):
         path = output / "pictures" / f"{image.stem}.png"
         draw_detections(image, of_picture(arrays, image_id, names), truth, path)
         paths.append(path)

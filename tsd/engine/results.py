@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from tsd.files import read_json, write_json, write_text
 from tsd.report import tables
 
 PARAMS = Path("params")
+
+SCENES = 5000
+"""Validation pictures among which those of Figure 5 are looked for."""
 
 
 def run_folder(run: dict[str, Any]) -> Path:
@@ -64,14 +68,17 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
 
 
 def _training_csv(files: Sequence[Path]) -> str:
-    """A line per run and evaluation during training: run, epoch, AP, AP50; for ``dvc plots``."""
+    """A line per run and evaluation during training: run, epoch, AP, AP50 or AP50_val; for ``dvc plots``."""
     lines = [
         {"run": f"{run['experiment']} seed{run['seed']}", **line}
         for path in files
         for run in [read_json(path)["run"]]
         for line in run.get("history", [])
     ]
-    return pd.DataFrame(lines, columns=["run", "epoch", "AP", "AP50"]).to_csv(index=False)
+    columns = ["run", "epoch", "AP", "AP50"]
+    if any("AP50_val" in line for line in lines):
+        columns = ["run", "epoch", "AP50_val"]
+    return pd.DataFrame(lines, columns=columns).to_csv(index=False)
 
 
 def make_run_list(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> None:
@@ -102,8 +109,11 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
         name: title for name, title in titles.items() if any(run["experiment"] == name for run in known.values())
     }
     if present:
-        figures.figure6(tables.collect_results(files), present, pictures / "figure6.png")
-        done["figure6"] = definitions["figure6"]["title"]
+        if suite.is_openimages:
+            done["figure6"] = "not drawn: the challenge's metric knows one IoU threshold"
+        else:
+            figures.figure6(tables.collect_results(files), present, pictures / "figure6.png")
+            done["figure6"] = definitions["figure6"]["title"]
         logs = {f"{run['experiment']} seed{run['seed']}": _log(run_folder(run)) for run in known.values()}
         figures.training_curves(logs, pictures / "training_curves.png")
         done["training_curves"] = "loss and AP50 during training"
@@ -134,8 +144,7 @@ def _figure4(files: Sequence[Path], definition: dict[str, Any], pictures: Path) 
 def _figure5(
     suite: Suite, files: Sequence[Path], known: dict[Path, dict[str, Any]], definition: dict, pictures: Path
 ) -> str:
-    from tsd.data.coco import load_coco
-    from tsd.engine.record import annotated_pictures
+    from tsd.engine.record import annotated_pictures, class_titles
     from tsd.report import figures
 
     # Predictions stay where they were made: a fresh clone has the metrics of a run without them.
@@ -147,14 +156,13 @@ def _figure5(
     chosen = next((name for name in definition["tsd"] if name in first), None)
     if chosen is None or definition["baseline"] not in first:
         return "not run, or its predictions are not here"
-    annotations, images = suite.split("val")
-    names = {category["id"]: category["name"] for category in load_coco(annotations, None)["categories"]}
+    names = class_titles(suite.data)
     baseline, tsd = (figures.read_detections(first[name]) for name in (definition["baseline"], chosen))
     scenes = [
         figures.Scene(
             image, truth, labels, figures.of_picture(baseline, key, names), figures.of_picture(tsd, key, names)
         )
-        for key, image, truth, labels in annotated_pictures(annotations, images)
+        for key, image, truth, labels in islice(annotated_pictures(suite.data), SCENES)
     ]
     picked = figures.select_scenes(scenes, definition["scenes"])
     figures.figure5(picked, pictures / "figure5.png", (definition["baseline"], chosen))

@@ -19,6 +19,14 @@ def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object
     Raises:
         InputError: anything is missing or differs; the message lists what.
     """
+    if suite.is_openimages:
+        from tsd.engine.acquire import verify_openimages
+
+        return {
+            "suite": suite.name,
+            "data_digest": data_digest(suite),
+            **verify_openimages(suite, contents=check_pictures),
+        }
     manifest = manifest_path(suite)
     if manifest is not None:
         _verify_generated(suite, manifest)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tsd.data.openimages import Array, Hierarchy, Table, read_boxes, read_hierarchy, read_labels
+from tsd.data.openimages import Array, Hierarchy, Table, expand, read_boxes, read_classes, read_hierarchy, read_labels
 from tsd.errors import InputError
 
 PROTOCOLS = ("official", "released")
@@ -50,21 +50,6 @@ class Detections:
     label: Array
     box: Array
     score: Array
-
-
-def expand(labels: Array, related: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """Rows with a copy for each related class: (row of the source, label), the row itself first.
-
-    Args:
-        labels: (N,) label of each row.
-        related: labels to copy to, for each label.
-    """
-    counts = np.array([1 + len(others) for others in related], dtype=np.int64)
-    flat = np.array([value for label, others in enumerate(related) for value in (label, *others)], dtype=np.int64)
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    rows = np.repeat(np.arange(len(labels)), counts[labels])
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts[labels]) - counts[labels], counts[labels])
-    return rows, flat[starts[labels[rows]] + place]
 
 
 def evaluate(
@@ -214,26 +199,132 @@ def evaluate_files(
         InputError: an unknown protocol, a weight that is not from 0 to 1, or a file that can't be used; names file,
             row and value.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    if not 0 <= group_of_weight <= 1:
-        raise InputError(f"group-of-weight: expected a number from 0 to 1, got {group_of_weight}")
+    return compare_files(
+        boxes,
+        image_labels,
+        classes,
+        hierarchy,
+        predictions,
+        protocols=[protocol],
+        group_of_weight=group_of_weight,
+        expand_predictions=expand_predictions,
+    )
+
+
+def compare_files(
+    boxes: Path,
+    image_labels: Path,
+    classes: Path,
+    hierarchy: Path,
+    predictions: Path,
+    *,
+    protocols: Sequence[str],
+    group_of_weight: float = 1.0,
+    expand_predictions: bool = False,
+) -> dict[str, Any]:
+    """As :func:`evaluate_files` by the first protocol; ``protocols`` adds the figures by each further one.
+
+    Their ``metrics`` have the protocol's name behind theirs: ``AP50_val_released``.
+    """
+    found = read_boxes(predictions, read_classes(classes)[0], scores=True)
+    truth = ground_truth(boxes, image_labels, classes, hierarchy)
+    detections = _detections(found, truth.pictures)
+    first, *others = (
+        score(truth, detections, protocol=name, group_of_weight=group_of_weight, expand_predictions=expand_predictions)
+        for name in protocols
+    )
+    first["protocols"] = {}
+    for figures in others:
+        name = figures["protocol"]["name"]
+        first["protocols"][name] = figures
+        first["metrics"] |= {f"{metric}_{name}": value for metric, value in figures["metrics"].items()}
+    return first
+
+
+def format_protocols(figures: dict[str, Any]) -> str:
+    """The mean APs of :func:`compare_files`, protocols side by side."""
+    every = {figures["protocol"]["name"]: figures, **figures["protocols"]}
+    lines = [" " * 16 + "".join(f"{name:>12}" for name in every)]
+    for metric, pictures in (("AP50_val", "pictures"), ("AP50_val_boxed", "pictures_with_boxes")):
+        values = [own["metrics"][metric] for own in every.values()]
+        shown = "".join(f"{'undefined' if value is None else f'{value:.4f}':>12}" for value in values)
+        lines.append(f"{metric:16}{shown}   {figures['counts'][pictures]} {pictures}")
+    unknown = figures["counts"]["detections_of_unknown_pictures"]
+    if unknown:
+        lines.append(f"{unknown} detections of pictures in neither file left out")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What detections are compared with: a split's files, expanded along the hierarchy.
+
+    Attributes:
+        tree: classes and their ancestors.
+        pictures: ImageID → number; those with a box come first.
+        boxed: pictures with a box.
+        boxes: rows of the boxes' file.
+        truth: expanded boxes.
+        verified: expanded (picture, label) pairs that people looked at.
+    """
+
+    tree: Hierarchy
+    pictures: dict[str, int]
+    boxed: int
+    boxes: int
+    truth: Truth
+    verified: tuple[Array, Array]
+
+
+def ground_truth(boxes: Path, image_labels: Path, classes: Path, hierarchy: Path) -> GroundTruth:
+    """Read and expand; files and errors as for :func:`evaluate_files`."""
     tree = read_hierarchy(classes, hierarchy)
     box_table, label_table = read_boxes(boxes, tree.mids), read_labels(image_labels, tree.mids)
-    found = read_boxes(predictions, tree.mids, scores=True)
     boxed = {picture: number for number, picture in enumerate(sorted(box_table.pictures))}
     pictures = boxed | {
         picture: len(boxed) + number for number, picture in enumerate(sorted(set(label_table.pictures) - set(boxed)))
     }
     truth, verified = _expanded_truth(box_table, label_table, tree, pictures)
-    detections, unknown = _detections(found, tree, pictures, expand_predictions)
+    return GroundTruth(tree, pictures, len(boxed), len(box_table), truth, verified)
+
+
+def score(
+    known: GroundTruth,
+    detections: Detections,
+    *,
+    protocol: str = "official",
+    group_of_weight: float = 1.0,
+    expand_predictions: bool = False,
+) -> dict[str, Any]:
+    """Figures of detections; arguments, result and errors as for :func:`evaluate_files`.
+
+    Args:
+        known: the ground truth.
+        detections: not expanded; those of picture −1 are of no picture of it, and are counted.
+        protocol: one of :data:`PROTOCOLS`.
+        group_of_weight: see :func:`evaluate`.
+        expand_predictions: give each detection to its ancestors too.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if not 0 <= group_of_weight <= 1:
+        raise InputError(f"group-of-weight: expected a number from 0 to 1, got {group_of_weight}")
+    tree, boxed, count = known.tree, known.boxed, len(known.tree.mids)
+    total = len(detections.picture)
+    rows = np.flatnonzero(detections.picture >= 0)
+    unknown = total - len(rows)
+    labels = detections.label[rows]
+    if expand_predictions:
+        copies, labels = expand(labels, tree.ancestors)
+        rows = rows[copies]
+    every = Detections(detections.picture[rows], labels, detections.box[rows], detections.score[rows])
+    verified = known.verified
     if protocol == "released":
-        verified = (np.arange(len(boxed)), np.zeros(len(boxed), dtype=np.int64))
-    count = len(tree.mids)
-    whole = evaluate(truth, detections, verified, count, group_of_weight=group_of_weight)
-    inside = detections.picture < len(boxed)
-    part = Detections(*(getattr(detections, name)[inside] for name in ("picture", "label", "box", "score")))
-    few = evaluate(truth, part, verified, count, group_of_weight=group_of_weight)
+        verified = (np.arange(boxed), np.zeros(boxed, dtype=np.int64))
+    whole = evaluate(known.truth, every, verified, count, group_of_weight=group_of_weight)
+    inside = every.picture < boxed
+    part = Detections(*(getattr(every, name)[inside] for name in ("picture", "label", "box", "score")))
+    few = evaluate(known.truth, part, verified, count, group_of_weight=group_of_weight)
     return {
         "protocol": {"name": protocol, "group_of_weight": group_of_weight, "expand_predictions": expand_predictions},
         "metrics": {"AP50_val": _mean(whole["ap"]), "AP50_val_boxed": _mean(few["ap"])},
@@ -248,10 +339,10 @@ def evaluate_files(
             for label, (mid, name) in enumerate(zip(tree.mids, tree.names, strict=True))
         ],
         "counts": {
-            "pictures": len(pictures),
-            "pictures_with_boxes": len(boxed),
-            "boxes": len(box_table),
-            "detections": len(found),
+            "pictures": len(known.pictures),
+            "pictures_with_boxes": boxed,
+            "boxes": known.boxes,
+            "detections": total,
             "detections_of_unknown_pictures": unknown,
             "classes_without_objects": int(np.isnan(whole["ap"]).sum()),
         },
@@ -274,15 +365,9 @@ def _expanded_truth(
     return truth, (np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
 
 
-def _detections(found: Table, tree: Hierarchy, pictures: dict[str, int], expanded: bool) -> tuple[Detections, int]:
-    """Detections of known pictures, and how many were of others."""
-    own = _pictures(found, pictures)
-    kept = np.flatnonzero(own >= 0)
-    rows, labels = kept, found.columns["LabelName"][kept]
-    if expanded:
-        copies, labels = expand(labels, tree.ancestors)
-        rows = kept[copies]
-    return Detections(own[rows], labels, _corners(found)[rows], found.columns["Score"][rows]), len(found) - len(kept)
+def _detections(found: Table, pictures: dict[str, int]) -> Detections:
+    """Rows of a predictions file; −1 is the picture of those of unknown ones."""
+    return Detections(_pictures(found, pictures), found.columns["LabelName"], _corners(found), found.columns["Score"])
 
 
 def _pictures(table: Table, pictures: dict[str, int]) -> Array:

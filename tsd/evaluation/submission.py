@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tsd.data.openimages import Hierarchy, read_boxes, read_hierarchy
+from tsd.data.openimages import Hierarchy, expand, read_boxes, read_hierarchy
 from tsd.errors import InputError
-from tsd.evaluation.openimages import expand
 from tsd.files import write_text
 
 HEADER = ["ImageId", "PredictionString"]

@@ -70,7 +70,7 @@ def read_detections(path: Path) -> dict[str, Array]:
         raise InputError(f"{path}: not readable: {error}") from None
 
 
-def of_picture(arrays: Mapping[str, Array], image_id: int, names: Mapping[int, str]) -> Detections:
+def of_picture(arrays: Mapping[str, Array], image_id: int | str, names: Mapping[int, str]) -> Detections:
     """Detections of one picture out of :func:`read_detections`."""
     mask = arrays["image_id"] == image_id
     extras = [arrays[name][mask] if name in arrays else None for name in ("proposal", "reg_proposal", "cls_points")]
@@ -244,7 +244,12 @@ def training_curves(logs: Mapping[str, list[dict[str, Any]]], out: Path) -> None
         for place, (title, lines) in enumerate(logs.items()):
             look = {"linestyle": LINES[place % 6], "color": COLOURS[place % 6], "label": title}
             losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-            scores = [(line["epoch"], 100 * line["val/AP50"]) for line in lines if "val/AP50" in line]
+            scores = [
+                (line["epoch"], 100 * line[name])
+                for line in lines
+                for name in ("val/AP50", "val/AP50_val")
+                if name in line
+            ]
             if losses:
                 steps, values = zip(*losses, strict=True)
                 smooth = [float(np.median(values[max(0, end - 20) : end])) for end in range(1, len(values) + 1)]
@@ -255,3 +260,25 @@ def training_curves(logs: Mapping[str, list[dict[str, Any]]], out: Path) -> None
         axes[0, 0].set(xlabel="step", ylabel="total loss", ylim=(0, None))
         axes[0, 1].set(xlabel="epoch", ylabel="AP50 on held-out pictures (%)", ylim=(0, None))
         axes[0, 1].legend(fontsize=7)
+
+
+def sampling(plans: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Pictures of each class and how often training draws one for it, by rank of the class.
+
+    Args:
+        plans: facts of :func:`tsd.data.plan.plan`.
+        out: PNG.
+    """
+    with figure(out, 6.4, 3.8) as (_, axes):
+        axis = axes[0, 0]
+        for place, facts in enumerate(plans):
+            counts = np.array([entry["pictures"] for entry in facts["classes"]])
+            draws = np.array([entry["draws"] for entry in facts["classes"]])
+            order = np.argsort(-counts, kind="stable")
+            ranks = np.arange(1, len(order) + 1)
+            if place == 0:
+                axis.plot(ranks, counts[order], color="0.45", label="pictures with the class")
+            title = f"draws, {facts['sampling'].replace('_', ' ')}, {facts['epochs']} epochs"
+            axis.plot(ranks, draws[order], linestyle=LINES[place % 6], color=COLOURS[place % 6], label=title)
+        axis.set(xlabel="class, the most frequent first", ylabel="pictures", yscale="symlog", xlim=(1, len(ranks)))
+        axis.legend()

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 from snakemake.exceptions import WorkflowError
 
 from tsd.engine.identity import data_digest
-from tsd.engine.params import get_run, get_runs, load_suite
+from tsd.engine.params import get_run, get_runs, load_suite, plan_path
 from tsd.errors import InputError
 from tsd.report.tables import chosen_tables, experiments_of, needs_models
 

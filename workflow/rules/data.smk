@@ -3,7 +3,12 @@ VERIFIED = f"{RESULTS}/data/{DATA_DIGEST}.json"
 
 GENERATED = SUITE.data["format"] == "generated"
 FOLDER = SUITE.data.get("folder")
-DATA_FILES = [str(SUITE.split(name)[0]) for name in ("train", "val")]
+if SUITE.is_openimages:
+
+    include: "sampling.smk"
+
+else:
+    DATA_FILES = [str(SUITE.split(name)[0]) for name in ("train", "val")]
 if GENERATED:
     DATA_FILES += [f"{FOLDER}/pictures.tar", f"{FOLDER}/manifest.json"]
 

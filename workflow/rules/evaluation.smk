@@ -1,5 +1,12 @@
 # Checkpoint → predictions → metrics.json, the source of truth for every table.
 EVAL = f"{RUN}/eval/{{test_digest}}"
+if SUITE.is_openimages:
+    PROTOCOL = (
+        f"openimages --boxes {SUITE.challenge.boxes('val')} --image-labels {SUITE.challenge.labels('val')}"
+        f" --classes {SUITE.challenge.classes} --hierarchy {SUITE.challenge.hierarchy} --expand-predictions"
+    )
+else:
+    PROTOCOL = f"coco --annotations {SUITE.split('val')[0]}"
 
 
 rule predict_detections:
@@ -7,7 +14,7 @@ rule predict_detections:
         checkpoint=f"{RUN}/checkpoint.pth",
         data=ancient(VERIFIED),
     output:
-        predictions=f"{EVAL}/predictions.json",
+        predictions=f"{EVAL}/predictions.{SUITE.predictions_suffix}",
         proposals=f"{EVAL}/proposals.npz",
     log:
         f"logs/{SUITE.name}/predict/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
@@ -27,7 +34,7 @@ rule predict_detections:
 
 rule evaluate_detections:
     input:
-        predictions=f"{EVAL}/predictions.json",
+        predictions=f"{EVAL}/predictions.{SUITE.predictions_suffix}",
     output:
         f"{EVAL}/metrics.json",
     log:
@@ -36,10 +43,10 @@ rule evaluate_detections:
         f"benchmarks/.out/{SUITE.name}/evaluate/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.tsv"
     localrule: True
     params:
-        annotations=str(SUITE.split("val")[0]),
+        protocol=PROTOCOL,
         run=RUN,
     shell:
-        "tsd evaluate coco --annotations {params.annotations} --predictions {input.predictions}"
+        "tsd evaluate {params.protocol} --predictions {input.predictions}"
         " --output {output} --run-folder {params.run} 2>&1 | tee {log}"
 
 

@@ -2,22 +2,27 @@
 
 from tsd.engine.adapters.evaluation import CocoFigures
 from tsd.engine.adapters.loading import (
+    ClassAwareEpochSampler,
     EpochSampler,
     InclusiveBoxes,
     ResumableBatchSampler,
     SeededDataset,
     StrictLoadImage,
 )
+from tsd.engine.adapters.openimages import OpenImagesFigures, StoredOpenImages
 from tsd.engine.adapters.random import StatelessRandomHook
 from tsd.engine.adapters.sampling import PositionSampler
 
 __all__ = [
+    "ClassAwareEpochSampler",
     "CocoFigures",
     "EpochSampler",
     "InclusiveBoxes",
+    "OpenImagesFigures",
     "PositionSampler",
     "ResumableBatchSampler",
     "SeededDataset",
     "StatelessRandomHook",
+    "StoredOpenImages",
     "StrictLoadImage",
 ]

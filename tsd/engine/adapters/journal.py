@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from tsd.files import write_text
 
+SHOWN = ("AP", "AP50", "AP50_val", "AP50_val_boxed")
+"""Figures of an evaluation that the progress tells."""
+
 
 class DivergedError(RuntimeError):
     """A loss became NaN or infinite; no checkpoint is written after it."""
@@ -66,12 +69,8 @@ class JournalHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         figures = {f"val/{name}": value for name, value in (metrics or {}).items() if math.isfinite(value)}
         self._write(runner, runner.iter, figures)
-        tqdm.write(
-            f"{self.title}: epoch {runner.epoch}: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}"
-            if metrics
-            else "",
-            file=sys.stderr,
-        )
+        shown = [f"{name} {value:.3f}" for name, value in (metrics or {}).items() if name in SHOWN]
+        tqdm.write(f"{self.title}: epoch {runner.epoch}: {', '.join(shown)}", file=sys.stderr)
 
     def after_train(self, runner: Any) -> None:
         if self.bar is not None:

@@ -13,13 +13,18 @@ from mmengine.dist import get_dist_info
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from tsd.data.class_aware import ClassAwareSequence
+from tsd.engine.adapters.openimages import StoredOpenImages
 from tsd.engine.adapters.random import seed_all
 from tsd.errors import InputError
+
+Draw = tuple[int, int]
+"""Position in the sequence of the whole training, and the picture that is shown there."""
 
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A dataset indexed by position = epoch · len + picture; augmentation is seeded by (seed, position)."""
+    """A dataset indexed by (position, picture); augmentation is seeded by (seed, position)."""
 
     def __init__(self, dataset: dict[str, Any], seed: int) -> None:
         self.inner = DATASETS.build(dataset)
@@ -35,21 +40,23 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.inner)
 
-    def is_wide(self, picture: int) -> bool:
-        """Whether a picture is wider than high (pictures of one batch share this, so that little is padding)."""
-        info = self.inner.get_data_info(picture)
-        return info["width"] > info["height"]
+    def wide(self) -> np.ndarray:
+        """(len,) whether each picture is wider than high (those of a batch are alike, for little padding)."""
+        if isinstance(self.inner, StoredOpenImages):
+            return self.inner.wide()
+        infos = (self.inner.get_data_info(picture) for picture in range(len(self)))
+        return np.array([info["width"] > info["height"] for info in infos], dtype=bool)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        position, picture = draw
         seed_all(self.seed, 2, position)
-        data: dict[str, Any] = self.inner[position % len(self.inner)]
+        data: dict[str, Any] = self.inner[picture]
         data["data_samples"].gt_instances.set_metainfo({"position": position})
         return data
 
 
-@DATA_SAMPLERS.register_module()
-class EpochSampler(Sampler[int]):
-    """The order of an epoch, computed from (seed, epoch); mmengine's seed hook tells the epoch."""
+class _Sampler(Sampler[Draw]):
+    """What the samplers share: mmengine's seed hook tells the epoch."""
 
     def __init__(self, dataset: SeededDataset, seed: int) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, 0
@@ -58,63 +65,116 @@ class EpochSampler(Sampler[int]):
         """Choose the epoch."""
         self.epoch = epoch
 
-    def order(self) -> np.ndarray:
-        """All pictures in this epoch's order, shape (len,)."""
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, 3, self.epoch])))
-        return generator.permutation(len(self.dataset))
-
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[int]:
-        return (self.epoch * len(self) + int(picture) for picture in self.order())
+    def draws(self) -> np.ndarray:
+        """(len, 2) positions and pictures of this epoch, in order."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Draw]:
+        return ((int(position), int(picture)) for position, picture in self.draws())
 
 
 @DATA_SAMPLERS.register_module()
-class ResumableBatchSampler(Sampler[list[int]]):
+class EpochSampler(_Sampler):
+    """Every picture once in each epoch, in an order computed from (seed, epoch)."""
+
+    def draws(self) -> np.ndarray:
+        """(len, 2) positions and pictures: the position tells of the epoch and the picture, not of the order."""
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, 3, self.epoch])))
+        pictures = generator.permutation(len(self))
+        return np.stack((self.epoch * len(self) + pictures, pictures), axis=1)
+
+    def num_batches(self, size: int, wide: np.ndarray) -> int:
+        """Batches of ``size`` pictures in an epoch."""
+        return sum(-(-int(count) // size) for count in (wide.sum(), (~wide).sum()))
+
+    def batches(self, size: int, wide: np.ndarray) -> np.ndarray:
+        """(n, size, 2) batches of one orientation each; an orientation's last one is filled up from its beginning."""
+        draws = self.draws()
+        parts = []
+        for orientation in (True, False):
+            group = draws[wide[draws[:, 1]] == orientation]
+            if len(group):
+                padded = group[np.resize(np.arange(len(group)), -(-len(group) // size) * size)]
+                parts.append(padded.reshape(-1, size, 2))
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, 4, self.epoch])))
+        together = np.concatenate(parts)
+        return together[generator.permutation(len(together))]
+
+
+@DATA_SAMPLERS.register_module()
+class ClassAwareEpochSampler(_Sampler):
+    """Each class as often as another; an epoch is as many draws as there are pictures.
+
+    Args:
+        dataset: of Open Images.
+        seed: of the run.
+        with_replacement: see :class:`tsd.data.class_aware.ClassAwareSequence`.
+    """
+
+    def __init__(self, dataset: SeededDataset, seed: int, with_replacement: bool = False) -> None:
+        super().__init__(dataset, seed)
+        self.sequence = ClassAwareSequence(dataset.inner.class_index(), seed, with_replacement=with_replacement)
+
+    def draws(self) -> np.ndarray:
+        """(len, 2) positions and pictures, in the order of the sequence."""
+        first = self.epoch * len(self)
+        _, pictures = self.sequence.draw(first, len(self))
+        return np.stack((np.arange(first, first + len(self)), pictures), axis=1)
+
+    def num_batches(self, size: int, wide: np.ndarray) -> int:
+        """Batches of ``size`` pictures in an epoch, the same in every epoch."""
+        return -(-len(self) // size)
+
+    def batches(self, size: int, wide: np.ndarray) -> np.ndarray:
+        """(n, size, 2) batches of one orientation each, in the order in which they fill up along the sequence.
+
+        What is left of either orientation comes last, together, filled up from the epoch's beginning.
+        """
+        draws = self.draws()
+        is_wide = wide[draws[:, 1]]
+        parts, rest = [], []
+        for orientation in (True, False):
+            group = np.flatnonzero(is_wide == orientation)
+            whole = len(group) // size * size
+            parts.append(group[:whole].reshape(-1, size))
+            rest.append(group[whole:])
+        full = np.concatenate(parts)
+        full = full[np.argsort(full[:, -1], kind="stable")]
+        left = np.sort(np.concatenate(rest))
+        missing = -len(left) % size
+        left = np.concatenate((left, np.resize(np.arange(len(draws)), missing)))
+        return draws[np.concatenate((full, left.reshape(-1, size)))]
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableBatchSampler(Sampler[list[Draw]]):
     """Batches of pictures of like orientation, of one epoch, for this rank, from any batch on.
 
     Every rank computes the same list of global batches (of ``world × batch_size`` pictures) and takes its share, so
-    all ranks do the same number of steps. The last batch of either orientation is filled up from its beginning.
+    all ranks do the same number of steps.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int) -> None:
+    def __init__(self, sampler: EpochSampler | ClassAwareEpochSampler, batch_size: int) -> None:
         self.sampler, self.batch_size = sampler, batch_size
         self.rank, self.world = get_dist_info()
-        dataset = sampler.dataset
-        self.wide = np.array([dataset.is_wide(picture) for picture in range(len(dataset))], dtype=bool)
+        self.wide = sampler.dataset.wide()
         self.first = 0
 
     def skip(self, batches: int) -> None:
         """Leave out the first ``batches`` of the next epoch that is iterated (once)."""
         self.first = batches
 
-    def global_batches(self) -> list[list[int]]:
-        """Positions of every batch of the epoch over all ranks, in order."""
-        size = self.batch_size * self.world
-        order = self.sampler.order()
-        offset = self.sampler.epoch * len(self.sampler)
-        batches = []
-        for wide in (True, False):
-            group = order[self.wide[order] == wide]
-            if len(group) == 0:
-                continue
-            padded = np.resize(group, -(-len(group) // size) * size)
-            batches += [(offset + batch).tolist() for batch in padded.reshape(-1, size)]
-        generator = np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence([self.sampler.seed, 4, self.sampler.epoch]))
-        )
-        return [batches[index] for index in generator.permutation(len(batches))]
-
     def __len__(self) -> int:
-        size = self.batch_size * self.world
-        counts = [int(self.wide.sum()), int((~self.wide).sum())]
-        return sum(-(-count // size) for count in counts)
+        return self.sampler.num_batches(self.batch_size * self.world, self.wide)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         first, self.first = self.first, 0
-        for batch in self.global_batches()[first:]:
-            yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        for batch in self.sampler.batches(self.batch_size * self.world, self.wide)[first:]:
+            own = batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+            yield [(int(position), int(picture)) for position, picture in own]
 
 
 @TRANSFORMS.register_module()
