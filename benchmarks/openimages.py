@@ -2,22 +2,30 @@
 
     python benchmarks/openimages.py sampler
     python benchmarks/openimages.py metric [--detections 100] [--pictures 34917] [--mmdet-pictures 2000]
+    tsd data generate --format openimages --scale challenge2019 --out FOLDER
+    python benchmarks/openimages.py store --folder FOLDER
 
 Generated figures of the true size: 500 classes whose sizes fall as those of the challenge do, 5.76 million (picture,
 class) pairs over 1,674,979 pictures; 34,917 validation pictures with 100 detections each. The released sampler is its
 drawing (a permutation of a class's pictures for every draw) for a few bins, times the number of bins. mmdet's metric
-runs on the first ``--mmdet-pictures`` pictures and both are compared on those.
+runs on the first ``--mmdet-pictures`` pictures and both are compared on those. ``store`` turns the files of the true
+size into a columnar store, opens it, reads through it in eight processes at once, and resumes class-aware loading.
 """
 
 import argparse
+import multiprocessing
+import os
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tsd.data.class_aware import ClassAwareSequence, ClassIndex
+from tsd.data.openimages import Challenge
+from tsd.data.store import Store, build_store
 from tsd.evaluation.openimages import Detections, Truth, evaluate
 
 PICTURES, CLASSES, PAIRS = 1_674_979, 500, 5_760_000
@@ -148,16 +156,88 @@ def mmdets_metric(truth: Truth, found: Detections, known: tuple[np.ndarray, np.n
     return float(value)
 
 
+def store(folder: Path) -> None:
+    """CSV → store; opening it, alone and in eight processes."""
+    challenge = Challenge(folder, CLASSES)
+    files = (challenge.boxes("train"), challenge.labels("train"), challenge.classes, challenge.hierarchy)
+    start = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        print(build_store(*files, challenge.store("train")), flush=True)
+        os._exit(0)
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 1024
+    print(f"{'store from CSV':58} {seconds:8.3f} s, peak {peak:.0f} MiB")
+    own = challenge.store("train")
+    before = _memory()["Rss"]
+    _, opened = timed("opening it", lambda: Store.open(own))
+    print(f"{len(opened):,} pictures, {len(opened.label):,} boxes; resident + {_memory()['Rss'] - before:.0f} MiB")
+    timed("reading every box", lambda: float(opened.box.sum()) + int(opened.label.sum(dtype=np.int64)))
+    files_size = sum(path.stat().st_size for path in own.iterdir()) / 2**20
+    print(
+        f"files {files_size:.0f} MiB; resident + {_memory()['Rss'] - before:.0f} MiB after reading, shared with others"
+    )
+    timed("class index from it", lambda: opened.class_index(opened.boxed))
+    _resume(own)
+    queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
+    gate: Any = multiprocessing.get_context("spawn").Barrier(8)
+    workers = [multiprocessing.get_context("spawn").Process(target=_reader, args=(own, queue, gate)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    private = [memory["Private_Clean"] + memory["Private_Dirty"] for memory in found]
+    print(f"eight processes that read every box: {min(private):.0f} to {max(private):.0f} MiB each of their own for it")
+
+
+def _resume(folder: Path, step: int = 300_000, batch_size: int = 32) -> None:
+    """The first batch of a training that goes on in the middle of an epoch."""
+    from tsd.engine.adapters import ClassAwareEpochSampler, ResumableBatchSampler, SeededDataset
+
+    inner = {"type": "StoredOpenImages", "ann_file": str(folder), "data_prefix": {"img": ""}, "pipeline": []}
+    dataset = SeededDataset(inner | {"metainfo": {"classes": []}}, seed=0)
+    _, sampler = timed("class-aware sampler for it", lambda: ClassAwareEpochSampler(dataset, 0))
+    batches = ResumableBatchSampler(sampler, batch_size)
+    epoch, done = divmod(step, len(batches))
+    sampler.set_epoch(epoch)
+    batches.skip(done)
+    _, batch = timed(f"first batch of {batch_size} after step {step:,}", lambda: next(iter(batches)))
+    timed("annotations of its pictures", lambda: [dataset.inner.get_data_info(picture) for _, picture in batch])
+
+
+def _reader(folder: Path, queue: Any, gate: Any) -> None:
+    before = _memory()
+    opened = Store.open(folder)
+    for first in range(0, len(opened.label), 1 << 20):
+        opened.box[first : first + (1 << 20)].sum()
+    gate.wait()
+    after = _memory()
+    gate.wait()
+    queue.put({name: after[name] - before[name] for name in after})
+
+
+def _memory() -> dict[str, float]:
+    """MiB of this process: Rss, and what no other process shares."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    values = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+    return {name: values[name] for name in ("Rss", "Private_Clean", "Private_Dirty")}
+
+
 def main() -> None:
-    """Measure one of the two."""
+    """Measure one of them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["sampler", "metric"])
+    parser.add_argument("what", choices=["sampler", "metric", "store"])
+    parser.add_argument("--folder", type=Path, help="of the generated files, for store")
     parser.add_argument("--pictures", type=int, default=34_917)
     parser.add_argument("--detections", type=int, default=100, help="per picture")
     parser.add_argument("--mmdet-pictures", type=int, default=2_000)
     args = parser.parse_args()
     if args.what == "sampler":
         sampler()
+    elif args.what == "store":
+        store(args.folder)
     else:
         metric(args.pictures, args.detections, args.mmdet_pictures)
 

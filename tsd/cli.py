@@ -41,6 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _generate(args: Args) -> int:
     from tsd.data.generate import SceneSpec, generate
 
+    if bool(args.scale) != (args.format == "openimages"):
+        raise InputError("tsd data generate: --format openimages and --scale challenge2019 go together")
+    if args.scale:
+        from tsd.data.challenge_scale import generate_challenge
+
+        if args.suite or args.set or args.out is None:
+            raise InputError("tsd data generate --scale: expected --out FOLDER, and neither --suite nor --set")
+        for name, rows in generate_challenge(args.out, fraction=args.fraction, seed=args.seed).items():
+            print(f"{args.out / 'annotations' / name}: {rows} rows")
+        return 0
     if args.suite:
         suite = _suite(args)
         if "generate" not in suite.data:
@@ -386,6 +396,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--suite", help="a suite whose data.format is generated")
     verb.add_argument("--out", type=Path, help="folder, with --set instead of --suite")
     verb.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="parameters, with --out")
+    verb.add_argument("--format", choices=["coco", "openimages"], default="coco", help="openimages: with --scale")
+    verb.add_argument(
+        "--scale", choices=["challenge2019"], help="the challenge's annotation files in their true size, no pictures"
+    )
+    verb.add_argument("--fraction", type=float, default=1.0, help="of that size (default: %(default)s)")
+    verb.add_argument("--seed", type=_seed, default=0, help="with --scale")
     verb.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     verb.add_argument("--force", action="store_true", help="replace other content of the folder")
     verb = _add(data, "fetch", _fetch, "fetch a suite's data by params/sources.yaml; what is stopped is gone on with")

@@ -167,11 +167,12 @@ def test_another_folder_is_not_overwritten(files, tmp_path):
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
-def test_opening_needs_neither_torch_nor_the_network(files, tmp_path):
+def test_opening_needs_no_heavy_library(files, tmp_path):
     build_store(*files, tmp_path / "store")
     code = (
         "import sys; from pathlib import Path; from tsd.data.store import Store; "
-        f"Store.open(Path({str(tmp_path / 'store')!r})); print([m for m in ('torch', 'requests') if m in sys.modules])"
+        f"Store.open(Path({str(tmp_path / 'store')!r})); "
+        "print([name for name in ('torch', 'pandas', 'requests') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

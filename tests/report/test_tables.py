@@ -211,3 +211,47 @@ def test_the_run_time_is_shown_with_the_machine_it_was_measured_on(tmp_path):
     ]
     assert "on a GPU; the paper's, Tesla V100" in table.notes[1]
     assert not tables.needs_models({"t": definition})
+
+
+def external(tmp_path, *rows):
+    header = "experiment,digest,predictions_sha256,metric,value,server,date"
+    (tmp_path / "external.csv").write_text("\n".join([header, *rows, ""]))
+    return tables.load_external(tmp_path)
+
+
+def run_file(tmp_path, experiment="tsd_pc", digest="abc"):
+    run = {"experiment": experiment, "seed": 0, "git_commit": "c", "git_dirty": False, "digest": digest}
+    path = tmp_path / f"{experiment}.json"
+    path.write_text(json.dumps({"run": run, "metrics": {}}))
+    return path
+
+
+def test_a_servers_score_belongs_to_the_run_with_its_digest(tmp_path):
+    files = [run_file(tmp_path)]
+    frame = external(tmp_path, "tsd_pc,abc,0f,AP50_lb,0.51,Kaggle,2026-11-01", "tsd,abc,0f,AP50_lb,0.5,Kaggle,2026")
+    found, notes = tables.external_results(frame, files)
+    assert found[["experiment", "metric", "value"]].to_numpy().tolist() == [["tsd_pc", "AP50_lb", 0.51]]
+    assert notes == ["AP50_lb of tsd_pc: Kaggle, 2026-11-01."]
+
+
+def test_a_score_of_other_params_is_left_out_and_said(tmp_path):
+    frame = external(tmp_path, "tsd_pc,old,0f,AP50_lb,0.51,Kaggle,2026-11-01")
+    found, notes = tables.external_results(frame, [run_file(tmp_path)])
+    assert len(found) == 0
+    assert "digest old is not that of today's params" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("tsd_pc,abc,0f,AP50_lb,51,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got 51"),
+        ("tsd_pc,abc,0f,AP50_lb,much,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got much"),
+        ("tsd_pc,abc,,AP50_lb,0.5,Kaggle,2026", "line 2: predictions_sha256: no value"),
+    ],
+)
+def test_a_bad_line_of_servers_scores_is_named(tmp_path, row, message):
+    with pytest.raises(ParamsError, match=message):
+        external(tmp_path, row)
+    (tmp_path / "external.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ParamsError, match="expected columns experiment,digest"):
+        tables.load_external(tmp_path)

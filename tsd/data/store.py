@@ -1,7 +1,8 @@
 """Open Images annotations in columns on disk: opened by mapping the file into memory, so that all processes share one.
 
 A store is a folder: ``boxes.arrow`` (one row per box, picture by picture), ``pictures.arrow`` (one row per picture, by
-ImageID), ``labels.arrow`` (image-level labels, picture by picture) and ``store.json`` (classes, ancestors, counts,
+ImageID), ``starts.arrow`` (where each picture's rows begin), ``labels.arrow`` (image-level labels, picture by picture)
+and ``store.json`` (classes, ancestors, counts,
 digests of the files that it was made from). Labels are numbers into the classes, keyed by MID.
 """
 
@@ -24,7 +25,7 @@ from tsd.errors import InputError
 from tsd.files import read_json, write_json
 
 VERSION = 1
-FILES = ("boxes.arrow", "pictures.arrow", "labels.arrow")
+FILES = ("boxes.arrow", "pictures.arrow", "labels.arrow", "starts.arrow")
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,19 @@ class Store:
         if facts.get("version") != VERSION:
             raise InputError(f"{folder}: a store of version {facts.get('version')}, expected {VERSION}; make it anew")
         tree = Hierarchy(tuple(facts["mids"]), tuple(facts["names"]), tuple(map(tuple, facts["ancestors"])))
-        boxes, pictures, labels = (_map(folder / name) for name in FILES)
-        box = pc.list_flatten(boxes["box"].chunk(0)).to_numpy() if len(boxes) else np.zeros(0, np.float32)
+        boxes, pictures, labels, starts = (_map(folder / name) for name in FILES)
         return cls(
             folder=folder,
             hierarchy=tree,
-            ids=pictures["id"].chunk(0),
-            starts=_starts(pictures, "boxes"),
-            size=np.stack((_numbers(pictures, "width"), _numbers(pictures, "height")), axis=1),
-            box=box.reshape(-1, 4),
-            label=_numbers(boxes, "label"),
-            group=_numbers(boxes, "group"),
-            label_starts=_starts(pictures, "labels"),
-            seen_label=_numbers(labels, "label"),
-            seen_present=_numbers(labels, "present"),
+            ids=pictures.column("id"),
+            starts=_view(starts, "boxes"),
+            size=_view(pictures, "size"),
+            box=_view(boxes, "box"),
+            label=_view(boxes, "label"),
+            group=_view(boxes, "group"),
+            label_starts=_view(starts, "labels"),
+            seen_label=_view(labels, "label"),
+            seen_present=_view(labels, "present"),
         )
 
     def __len__(self) -> int:
@@ -117,20 +117,24 @@ class Store:
         return ClassIndex.from_pairs(labels, owner, len(self.hierarchy.mids))
 
 
-def _map(path: Path) -> pa.Table:
+def _map(path: Path) -> pa.RecordBatch:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: not a part of a store: {error}; make the store anew") from None
 
 
-def _numbers(table: pa.Table, name: str) -> Array:
-    column = table[name]
-    return column.chunk(0).to_numpy() if column.num_chunks else np.zeros(0, np.int32)
-
-
-def _starts(pictures: pa.Table, name: str) -> Array:
-    return np.concatenate(([0], np.cumsum(_numbers(pictures, name), dtype=np.int64)))
+def _view(batch: pa.RecordBatch, name: str) -> Array:
+    """A column as numpy sees it, (N,) or (N, k), where it lies. (pyarrow's own way imports pandas.)"""
+    column = batch.column(name)
+    shape: tuple[int, ...] = (-1,)
+    if pa.types.is_fixed_size_list(column.type):
+        shape = (-1, column.type.list_size)
+        column = column.values
+    buffer = column.buffers()[1]
+    dtype = np.dtype("float32" if column.type == pa.float32() else str(column.type))
+    flat = np.frombuffer(buffer, dtype, count=len(column)) if len(column) else np.zeros(0, dtype)
+    return flat.reshape(shape) if len(column) else np.zeros((0, *shape[1:]), dtype)
 
 
 def build_store(
@@ -176,14 +180,10 @@ def build_store(
         del box_table
         labels_per_picture = _write_labels(label_table, number, temporary / FILES[2])
         sizes = _sizes(pictures, split, ids)
-        columns = {
-            "id": pa.array(ids, pa.string()),
-            "boxes": pa.array(per_picture, pa.int32()),
-            "labels": pa.array(labels_per_picture, pa.int32()),
-            "width": pa.array(sizes[:, 0], pa.int32()),
-            "height": pa.array(sizes[:, 1], pa.int32()),
-        }
+        flat = pa.array(sizes.reshape(-1), pa.int32())
+        columns = {"id": pa.array(ids, pa.string()), "size": pa.FixedSizeListArray.from_arrays(flat, 2)}
         _write(temporary / FILES[1], columns)
+        _write(temporary / FILES[3], {"boxes": _starts(per_picture), "labels": _starts(labels_per_picture)})
         counts = {
             "pictures": len(ids),
             "pictures_with_boxes": with_boxes,
@@ -279,6 +279,10 @@ def _sizes(pictures: Path | None, split: str, ids: Sequence[str]) -> Array:
     for column, name in enumerate(("width", "height")):
         sizes[rows, column] = table[name].to_numpy()[known]
     return sizes
+
+
+def _starts(counts: Array) -> pa.Array:
+    return pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int64())
 
 
 def _write(path: Path, columns: dict[str, pa.Array]) -> None:

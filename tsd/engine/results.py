@@ -45,10 +45,17 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
     reported = tables.load_reported(PARAMS)
     measured = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for"
     counted = tables.model_results(read_json(models)["models"] if models else {})
-    shown = results if counted.empty else pd.concat([results, counted]) if len(results) else counted
+    given, server_notes = tables.external_results(tables.load_external(PARAMS), files)
+    parts = [part for part in (results, counted, given) if len(part)]
+    shown = pd.concat(parts, ignore_index=True) if parts else results
     made = [
         tables.build_table(
-            name, definition, shown, reported, f"{measured} {definition.get('paper_on', 'COCO minival')}."
+            name,
+            definition,
+            shown,
+            reported,
+            f"{measured} {definition.get('paper_on', 'COCO minival')}.",
+            server_notes,
         )
         for name, definition in tables.chosen_tables(PARAMS, suite.tables).items()
     ]

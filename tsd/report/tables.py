@@ -172,6 +172,55 @@ def load_reported(params: Path) -> pd.DataFrame:
     return frame
 
 
+EXTERNAL_COLUMNS = ["experiment", "digest", "predictions_sha256", "metric", "value", "server", "date"]
+
+
+def load_external(params: Path) -> pd.DataFrame:
+    """Scores that a server gave, ``external.csv``: columns :data:`EXTERNAL_COLUMNS`; values are fractions.
+
+    Raises:
+        ParamsError: other columns, or a value that is no fraction; names the line.
+    """
+    path = params / "external.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=EXTERNAL_COLUMNS)
+    frame = pd.read_csv(path, dtype=dict.fromkeys(EXTERNAL_COLUMNS, str) | {"value": object})
+    if list(frame.columns) != EXTERNAL_COLUMNS:
+        raise ParamsError(f"{path}: expected columns {','.join(EXTERNAL_COLUMNS)}, got {','.join(frame.columns)}")
+    values = pd.to_numeric(frame["value"], errors="coerce")
+    for place in range(len(frame)):
+        missing = [name for name in EXTERNAL_COLUMNS if pd.isna(frame.at[place, name])]
+        if missing:
+            raise ParamsError(f"{path}: line {place + 2}: {missing[0]}: no value")
+        if not 0 <= values[place] <= 1:
+            raise ParamsError(
+                f"{path}: line {place + 2}: value: expected a fraction from 0 to 1, got {frame.at[place, 'value']}"
+            )
+    return frame.assign(value=values.astype(float))
+
+
+def external_results(external: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """Servers' scores of the runs at hand, in the columns of :func:`collect_results`, and a note for those of others.
+
+    A score belongs to a run by experiment and digest. That of a run whose params have changed since is left out.
+    """
+    runs = [read_json(path)["run"] for path in files]
+    known = {(run["experiment"], run["digest"]): run for run in runs}
+    records, notes = [], []
+    for row in external.to_dict("records"):
+        run = known.get((row["experiment"], row["digest"]))
+        if run is not None:
+            facts = {key: run[key] for key in ("experiment", "seed", "git_commit", "git_dirty", "digest")}
+            records.append({**facts, "metric": row["metric"], "value": row["value"]})
+            notes.append(f"{row['metric']} of {row['experiment']}: {row['server']}, {row['date']}.")
+        elif row["experiment"] in {run["experiment"] for run in runs}:
+            notes.append(
+                f"{row['metric']} of {row['experiment']} by {row['server']} is left out: digest {row['digest']} is not"
+                " that of today's params."
+            )
+    return pd.DataFrame(records, columns=RESULT_COLUMNS), notes
+
+
 def collect_results(files: Sequence[Path]) -> pd.DataFrame:
     """All figures of some metrics.json files: columns experiment, seed, metric, value, git_commit, git_dirty.
 
@@ -218,7 +267,12 @@ def needs_models(definitions: dict[str, dict[str, Any]]) -> bool:
 
 
 def build_table(
-    name: str, definition: dict[str, Any], results: pd.DataFrame, reported: pd.DataFrame, note: str
+    name: str,
+    definition: dict[str, Any],
+    results: pd.DataFrame,
+    reported: pd.DataFrame,
+    note: str,
+    external_notes: Sequence[str] = (),
 ) -> Table:
     """Fill a table.
 
@@ -228,6 +282,7 @@ def build_table(
         results: from :func:`collect_results`.
         reported: from :func:`load_reported`.
         note: what was measured on, so that a difference to the paper is not misread.
+        external_notes: of :func:`external_results`; those of metrics that the table shows are kept.
     """
     rows = []
     marks = tuple(definition.get("marks", []))
@@ -240,7 +295,9 @@ def build_table(
     columns = tuple(column["label"] for column in definition["columns"])
     shown_results = results[results["experiment"].isin(experiments_of(definition))]
     footnotes = (*_footnotes(shown_results, rows), *_devices(shown_results, definition["columns"]))
-    notes = (note, *definition.get("notes", []), *footnotes)
+    shown_metrics = {cell.metric for row in rows for cell in row.cells}
+    servers = [text for text in external_notes if text.split()[0] in shown_metrics]
+    notes = (note, *definition.get("notes", []), *footnotes, *servers)
     return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes)
 
 

@@ -27,6 +27,7 @@ rule make_tables:
         models=models(),
         definition="params/tables.yaml",
         reported="params/reported.csv",
+        external="params/external.csv",
     output:
         report(
             f"{RESULTS}/tables/tables.html",
