@@ -124,3 +124,11 @@ def test_a_missing_corrupt_or_wrongly_sized_picture_is_named(picture, tmp_path):
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(InputError, match=r"a.jpg: picture 7 is missing"):
         StrictLoadImage()(picture)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_pictures_of_other_colour_modes_have_three_channels_too(picture, mode):
+    from PIL import Image
+
+    Image.new(mode, (30, 20), 128 if mode == "L" else (128, 0, 0, 0)).save(picture["img_path"], "JPEG")
+    assert StrictLoadImage()(picture)["img"].shape == (20, 30, 3)

@@ -403,5 +403,5 @@ def test_the_command_writes_metrics(files):
     arguments = [value for name, path in options.items() for value in (f"--{name}", path)]
     done = tsd("evaluate", "openimages", *arguments, cwd=files)
     assert done.returncode == 0, done.stderr
-    assert "AP50_val         0.3000   3 pictures" in done.stdout
+    assert "AP50_val              0.3000   3 pictures" in done.stdout
     assert json.loads((files / "metrics.json").read_text())["metrics"]["AP50_val"] == pytest.approx(0.3)
