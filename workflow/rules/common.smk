@@ -56,13 +56,35 @@ def evaluated(wildcards):
     In a fresh clone with pulled results a shared job (verifying the data, say) would otherwise count as an update of
     every run's inputs, and all would be trained again.
     """
-    run = Path(
-        RESULTS, "runs", wildcards.experiment, wildcards.digest, f"seed{wildcards.seed}"
-    )
+    run = run_of(wildcards)
     name = f"{wildcards.experiment}-seed{wildcards.seed}-{wildcards.digest}-{wildcards.test_digest}.json"
     if Path(RESULTS, "metrics", name).exists() and not run.exists():
         return []
     return str(run / "eval" / wildcards.test_digest / "metrics.json")
+
+
+def run_of(wildcards):
+    """The run's folder."""
+    return Path(
+        RESULTS, "runs", wildcards.experiment, wildcards.digest, f"seed{wildcards.seed}"
+    )
+
+
+def data_to_train(wildcards):
+    """The verified data. For a trained run it is ancient: it must not be trained again when data is added.
+
+    For a run that has to be trained it must not be: Snakemake looks at no job that stands behind one that has to run
+    and a file that is ancient and exists, not even for outputs that are missing.
+    """
+    trained = (run_of(wildcards) / "checkpoint.pth").exists()
+    return ancient(VERIFIED) if trained else VERIFIED
+
+
+def data_to_predict(wildcards):
+    """The same for predictions."""
+    folder = run_of(wildcards) / "eval" / wildcards.test_digest
+    predicted = (folder / f"predictions.{SUITE.predictions_suffix}").exists()
+    return ancient(VERIFIED) if predicted else VERIFIED
 
 
 def models():

@@ -48,3 +48,4 @@ rule verify_data:
 rule data:
     input:
         VERIFIED,
+        DATA_FILES,

@@ -12,7 +12,7 @@ else:
 rule predict_detections:
     input:
         checkpoint=f"{RUN}/checkpoint.pth",
-        data=ancient(VERIFIED),
+        data=data_to_predict,
     output:
         predictions=f"{EVAL}/predictions.{SUITE.predictions_suffix}",
         proposals=f"{EVAL}/proposals.npz",

@@ -17,7 +17,7 @@ rule init_tracking:
 
 rule train_detector:
     input:
-        data=ancient(VERIFIED),
+        data=data_to_train,
         tracking=ancient(rules.init_tracking.output),
     output:
         f"{RUN}/checkpoint.pth",
