@@ -19,6 +19,7 @@ Args = argparse.Namespace
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     args = _parser().parse_args(arguments)
+    args.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return args.run(args) or 0
     except InputError as error:
@@ -139,15 +140,20 @@ def _config(args: Args) -> int:
 
 
 def _train(args: Args) -> int:
-    from tsd.engine import tracking
+    from tsd.engine import distributed, tracking
     from tsd.engine.train import train
     from tsd.report.tables import table_rows
 
     run = _run(args)
+    command = distributed.launch(run.suite, args.arguments, os.environ)
+    if command is not None:
+        print(" ".join(command), file=sys.stderr, flush=True)
+        os.execvp(command[0], command)
     uri = None if args.no_mlflow else tracking.tracking_uri(Path.cwd())
     rows = table_rows(Path("params"), run.experiment)
     folder = train(run, uri=uri, table_rows=rows)
-    print(folder / "checkpoint.pth")
+    if distributed.rank() == 0:
+        print(folder / "checkpoint.pth")
     return 0
 
 

@@ -5,6 +5,7 @@ carries; nothing in this package uses it.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,30 @@ def steps(folder: Path) -> Iterator[tuple[int, Path]]:
     """Checkpoints of a training, newest first, as (step, file)."""
     found = [(int(match[1]), path) for path in folder.glob("step_*.pth") if (match := _STEP.search(path.name))]
     yield from sorted(found, reverse=True)
+
+
+def newest_whole(folder: Path) -> tuple[int, Path] | None:
+    """(step, file) of the newest checkpoint that can be read; damaged ones after it are renamed, and it is said.
+
+    Raises:
+        CheckpointError: there are checkpoints and none can be read.
+    """
+    problems = []
+    for step, path in steps(folder):
+        try:
+            load(path)
+        except CheckpointError as error:
+            problems.append((path, str(error)))
+            continue
+        for damaged, reason in problems:
+            damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
+            print(f"{reason}; going back to {path}", file=sys.stderr)
+        return step, path
+    if problems:
+        raise CheckpointError(
+            f"{problems[0][1]}; no older checkpoint is whole: remove {folder} to train from the beginning"
+        )
+    return None
 
 
 def step_path(folder: Path, step: int) -> Path:

@@ -123,7 +123,7 @@ def _data(run: Run, classes: list[str]) -> Config:
         evaluator["inclusive"] = True
     return {
         "train_dataloader": {
-            "batch_size": settings["schedule"]["batch_size"],
+            "batch_size": settings["schedule"]["batch_size"] // suite.processes,
             **loader,
             "sampler": _sampler(run),
             "batch_sampler": {"type": "ResumableBatchSampler"},

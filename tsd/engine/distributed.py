@@ -70,7 +70,7 @@ def launch(suite: Suite, arguments: Sequence[str], environment: Mapping[str, str
         return [*torchrun, "--standalone", *command]
     if "SLURM_JOB_ID" not in environment:
         raise InputError(
-            f"{where}.nodes: {nodes} nodes are asked for, but this is no Slurm job; start `torchrun` on each node yourself"
+            f"{where}.nodes: {nodes} nodes are asked for, but this is no Slurm job; start torchrun on each node"
         )
     job = int(environment["SLURM_JOB_ID"])
     first = f"{environment.get('SLURMD_NODENAME', os.uname().nodename)}:{20000 + job % 20000}"

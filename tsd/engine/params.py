@@ -37,7 +37,7 @@ TRAIN_DATA = {"group_of": "positive", "hierarchy": "none", "sampling": "class_aw
 with replacement."""
 
 MONITOR = {"val_epochs": 1, "log_steps": 50, "checkpoint_steps": 1000}
-RESOURCES = {"gpu": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
+RESOURCES = {"gpu": 1, "nodes": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
 
 
 _Validator = validators.extend(
@@ -82,6 +82,11 @@ class Suite:
         from tsd.data.coco import load_coco
 
         return len(load_coco(self.split("train")[0], None)["categories"])
+
+    @property
+    def processes(self) -> int:
+        """Processes of one training: one per GPU unless the suite says otherwise."""
+        return self.resources.get("processes", max(1, self.resources["gpu"]))
 
     @property
     def is_openimages(self) -> bool:
@@ -237,7 +242,7 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         if "train_data" in settings[experiment] and raw["data"]["format"] != "openimages":
             raise ParamsError(f"{suite_file}: {experiment}: train_data: only a suite of data.format openimages has it")
     _check_scenes(raw["data"], suite_file)
-    return Suite(
+    suite = Suite(
         name=name,
         root=root,
         description=raw["description"],
@@ -250,6 +255,14 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         tables=tuple(raw["tables"]) if "tables" in raw else None,
         resources=RESOURCES | raw.get("resources", {}),
     )
+    for experiment, own in settings.items():
+        size = own["schedule"]["batch_size"]
+        if size % suite.processes:
+            raise ParamsError(
+                f"{suite_file}: {experiment}: schedule.batch_size: {size} pictures a step can't be spread evenly over "
+                f"the {suite.processes} processes that resources ask for"
+            )
+    return suite
 
 
 def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]:

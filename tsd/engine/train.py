@@ -4,7 +4,6 @@ import datetime
 import fcntl
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tsd.engine import tracking
+from tsd.engine import distributed, stopping, tracking
 from tsd.engine.params import Run
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
@@ -38,14 +37,16 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
     """
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder), _interruptible():
+    if distributed.rank():
+        return _train_along(run, folder)
+    with _exclusive(folder), stopping.listening() as request:
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
         write_json(folder / "environment.json", environment())
         _set_status(folder, "RUNNING")
         try:
-            _train(run, folder, uri)
+            _train(run, folder, uri, request)
         except BaseException as error:
-            _set_status(folder, "FAILED", _reason(error))
+            _end(folder, "KILLED" if isinstance(error, SystemExit) else "FAILED", _reason(error))
             if uri:
                 tracking.mirror(folder, uri)
             raise
@@ -55,18 +56,38 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
     return folder
 
 
-def _train(run: Run, folder: Path, uri: str | None) -> None:
+def _train_along(run: Run, folder: Path) -> Path:
+    """What every process but the first does: the same steps, without files. Its error is the run's."""
+    stopping.ignoring()  # the first process stops all, see StopHook
+    try:
+        _train(run, folder, None, stopping.StopRequest())
+    except Exception as error:
+        _end(folder, "FAILED", f"process {distributed.rank()}: {_reason(error)}")
+        raise
+    return folder
+
+
+def _train(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest) -> None:
+    with distributed.process_group(run.suite.resources["gpu"] > 0):
+        _train_in_group(run, folder, uri, request)
+
+
+def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest) -> None:
     import torch
 
     from tsd.engine import checkpoint, weights
-    from tsd.engine.adapters.journal import CheckpointHook, JournalHook
+    from tsd.engine.adapters.journal import CheckpointHook, JournalHook, StopHook
     from tsd.engine.config import load_config
     from tsd.engine.runner import StrictRunner
 
     if run.suite.resources["gpu"] == 0:
         torch.set_num_threads(run.suite.resources["threads"])
     config = load_config(run)
-    write_text(folder / "config.py", config.pretty_text)
+    first = distributed.rank() == 0
+    if distributed.world() > 1:
+        config.launcher = "pytorch"
+    if first:
+        write_text(folder / "config.py", config.pretty_text)
     runner = StrictRunner.from_cfg(config)
     title = f"{run.experiment} seed{run.seed}"
     mirrored = [0.0]
@@ -78,17 +99,23 @@ def _train(run: Run, folder: Path, uri: str | None) -> None:
 
     runner.register_hook(JournalHook(folder / "log.jsonl", run.suite.monitor["log_steps"], title))
     every = run.suite.monitor["checkpoint_steps"]
-    runner.register_hook(CheckpointHook(folder / "checkpoints", every, saved))
+    checkpoints = folder / "checkpoints"
+    runner.register_hook(CheckpointHook(checkpoints, every, saved))
+    runner.register_hook(StopHook(request, lambda epoch, step: runner.save_training_state(checkpoints, epoch, step)))
     if (pretrained := run.settings["backbone"]["pretrained"]) is not None:
         loaded = weights.load_pretrained(runner.model.backbone, weights.find_weights(pretrained))
-        print(loaded, file=sys.stderr)
-        write_json(folder / "environment.json", environment() | {"pretrained_sha256": loaded.sha256})
-    newest = next(checkpoint.steps(folder / "checkpoints"), None)
+        if first:
+            print(loaded, file=sys.stderr)
+            write_json(folder / "environment.json", environment() | {"pretrained_sha256": loaded.sha256})
+    found = checkpoint.newest_whole(checkpoints) if first else None
+    newest = distributed.agree_on(found[1] if found else None)
     if newest is not None:
-        print(f"{title}: resuming after step {newest[0]} from {newest[1]}", file=sys.stderr)
-        runner._resume, runner._load_from = True, str(newest[1])
+        if found:
+            print(f"{title}: resuming after step {found[0]} from {newest}", file=sys.stderr)
+        runner._resume, runner._load_from = True, str(newest)
     runner.train()
-    checkpoint.save(folder / "checkpoint.pth", runner.weights(runner.epoch, runner.iter))
+    if first:
+        checkpoint.save(folder / "checkpoint.pth", runner.weights(runner.epoch, runner.iter))
 
 
 def environment() -> dict[str, Any]:
@@ -109,6 +136,7 @@ def environment() -> dict[str, Any]:
         "hostname": platform.node(),
         "platform": platform.platform(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "processes": distributed.world(),
     }
 
 
@@ -135,6 +163,13 @@ def _set_status(folder: Path, status: str, error: str | None = None) -> None:
         print(f"{path}: not written: {problem}", file=sys.stderr)
 
 
+def _end(folder: Path, status: str, error: str) -> None:
+    """Mark the run; the first of several processes to fail is the one that says why."""
+    path = folder / "status.json"
+    if not path.exists() or read_json(path)["status"] == "RUNNING":
+        _set_status(folder, status, error)
+
+
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
 
@@ -152,17 +187,3 @@ def _exclusive(folder: Path) -> Iterator[None]:
         except OSError:
             raise InputError(f"{folder}: another process is training this run") from None
         yield
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGTERM (a scheduler's time limit) into an orderly stop that marks the run."""
-
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(f"stopped by signal {signal.Signals(number).name}")
-
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import all_reduce, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
+from tsd.engine.stopping import StopRequest
 from tsd.files import write_text
 
 SHOWN = ("AP", "AP50", "AP50_val", "AP50_val_boxed")
@@ -21,6 +22,43 @@ SHOWN = ("AP", "AP50", "AP50_val", "AP50_val_boxed")
 
 class DivergedError(RuntimeError):
     """A loss became NaN or infinite; no checkpoint is written after it."""
+
+
+class Stopped(SystemExit):
+    """The training was told to end; its state is saved, and the same command goes on with it."""
+
+
+class StopHook(Hook):
+    """End the training when a signal asked for it: after the step that is being done, its state saved.
+
+    Only the first process stops by itself. The state after a step is the same in all; the others, which would leave
+    the first waiting in the middle of a step, are ended by the launcher.
+
+    Args:
+        request: whether something asked for it.
+        save: write the training's state after ``(epoch, step)``.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, request: StopRequest, save: Callable[[int, int], object]) -> None:
+        self.request, self.save = request, save
+
+    def before_train(self, runner: Any) -> None:
+        """From now on a request is heard."""
+        self.request.heard = True
+
+    def after_train(self, runner: Any) -> None:
+        self.request.heard = False
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if is_main_process() and (reason := self.request.reason):
+            self.save(runner.epoch, runner.iter + 1)
+            raise Stopped(f"{reason}: stopped after step {runner.iter + 1}, which is saved")
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if is_main_process() and (reason := self.request.reason):
+            raise Stopped(f"{reason}: stopped in an evaluation; the step before it is saved")
 
 
 class JournalHook(Hook):
@@ -41,7 +79,14 @@ class JournalHook(Hook):
         """Drop the log lines of steps that will be done again, and open the progress bar."""
         self._truncate(runner.iter)
         interval = 0.5 if sys.stderr.isatty() else 20.0
-        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.title, unit="step", mininterval=interval)
+        self.bar = tqdm(
+            total=runner.max_iters,
+            initial=runner.iter,
+            desc=self.title,
+            unit="step",
+            mininterval=interval,
+            disable=not is_main_process(),
+        )
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         self.started = time.perf_counter()
@@ -51,7 +96,7 @@ class JournalHook(Hook):
         # On a GPU reading a loss waits for the step: only do it when a line is written.
         if step % self.log_steps and torch.cuda.is_available():
             return
-        figures = {name: float(value.detach()) for name, value in outputs.items()}
+        figures = {name: float(value.detach()) for name, value in self._mean(outputs).items()}
         wrong = [name for name, value in figures.items() if "loss" in name and not math.isfinite(value)]
         if wrong:
             raise DivergedError(
@@ -66,11 +111,21 @@ class JournalHook(Hook):
             seconds = time.perf_counter() - self.started
             self._write(runner, step, {"lr": lr, **figures, "seconds_per_step": round(seconds, 4)})
 
+    def _mean(self, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The mean over processes, which is not finite if one of them is not."""
+        if get_world_size() == 1:
+            return outputs
+        names = sorted(outputs)
+        values = torch.stack([outputs[name].detach().float().reshape(()) for name in names])
+        all_reduce(values, op="mean")
+        return dict(zip(names, values, strict=True))
+
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         figures = {f"val/{name}": value for name, value in (metrics or {}).items() if math.isfinite(value)}
         self._write(runner, runner.iter, figures)
         shown = [f"{name} {value:.3f}" for name, value in (metrics or {}).items() if name in SHOWN]
-        tqdm.write(f"{self.title}: epoch {runner.epoch}: {', '.join(shown)}", file=sys.stderr)
+        if is_main_process():
+            tqdm.write(f"{self.title}: epoch {runner.epoch}: {', '.join(shown)}", file=sys.stderr)
 
     def after_train(self, runner: Any) -> None:
         if self.bar is not None:
@@ -107,8 +162,9 @@ class CheckpointHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         step = runner.iter + 1
-        # The end of an epoch is saved after its evaluation, see `after_epoch_done`.
-        if step % self.every == 0 and step % len(runner.train_dataloader):
+        # The last step of an epoch is saved before the evaluation, so that stopping there loses nothing, and again with
+        # the epoch counted as done after it, see `after_epoch_done`.
+        if step % self.every == 0 or step % len(runner.train_dataloader) == 0:
             self._save(runner, runner.epoch, step)
 
     def after_epoch_done(self, runner: Any) -> None:
