@@ -28,7 +28,7 @@ demo: setup
 	@echo "runs      make ui     (mlflow ui --backend-store-uri sqlite:///mlflow.db)"
 
 test: setup
-	python -m pytest
+	python -m pytest -n $(CORES) --dist loadfile
 
 lint: setup
 	ruff check .

@@ -117,24 +117,28 @@ def status():
     return json.loads((run_folder() / "status.json").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_ends_and_the_training_goes_on_to_the_same_bits(
-    prepared, reference, tmp_path, monkeypatch, number
-):
+def test_signals_and_a_damaged_checkpoint_cost_no_bit(prepared, reference, tmp_path, monkeypatch):
+    """Stopped by one signal, gone on with, stopped by the other, its newest checkpoint damaged, and gone on with."""
     project_with(prepared, tmp_path / "project", 1, monkeypatch)
-    process = start()
-    wait_for_step(2, process)
-    process.send_signal(number)
-    asked = time.monotonic()
-    process.wait(60)
-    assert time.monotonic() - asked < 20  # a step and a checkpoint; generous for a busy machine
-    assert process.returncode == 1
-    assert f"signal {number.name}: stopped" in process.stderr.read()
-    assert status()["status"] == "KILLED"
-    assert not (run_folder() / "checkpoint.pth").exists()
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGUSR1, 4)):
+        process = start()
+        wait_for_step(step, process)
+        process.send_signal(number)
+        asked = time.monotonic()
+        process.wait(60)
+        assert time.monotonic() - asked < 20  # a step and a checkpoint; generous for a busy machine
+        assert process.returncode == 1
+        assert f"signal {number.name}: stopped" in process.stderr.read()
+        assert status()["status"] == "KILLED"
+        assert not (run_folder() / "checkpoint.pth").exists()
+    (newest, path), (before, _) = checkpoint.steps(run_folder() / "checkpoints")
+    assert newest >= 4
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = tsd(*TRAIN)
     assert done.returncode == 0, done.stderr
-    assert "resuming after step" in done.stderr
+    assert f"step_{newest:08d}.pth: refused" in done.stderr
+    assert f"resuming after step {before}" in done.stderr
+    assert path.with_name(f"{path.name}.damaged").exists()
     assert_same(result(run_folder()), reference[1])
 
 
@@ -187,22 +191,6 @@ def test_two_agents_meet_as_on_two_nodes(prepared, reference, tmp_path, monkeypa
     outputs = [agent.communicate(timeout=300)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
     assert_same(result(run_folder()), reference[2])
-
-
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(prepared, reference, tmp_path, monkeypatch):
-    project_with(prepared, tmp_path / "project", 1, monkeypatch)
-    process = start()
-    wait_for_step(4, process)
-    process.kill()
-    process.wait()
-    (newest, path), (before, _) = checkpoint.steps(run_folder() / "checkpoints")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    done = tsd(*TRAIN)
-    assert done.returncode == 0, done.stderr
-    assert f"step_{newest:08d}.pth: refused" in done.stderr
-    assert f"resuming after step {before}" in done.stderr
-    assert path.with_name(f"{path.name}.damaged").exists()
-    assert_same(result(run_folder()), reference[1])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ rule predict_detections:
         f"benchmarks/.out/{SUITE.name}/predict/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.tsv"
     threads: resource("threads")
     resources:
-        gpu=resource("gpu"),
+        gpu=min(1, resource("gpu")),
         mem_mb=resource("mem_mb"),
         runtime=resource("runtime"),
     params:

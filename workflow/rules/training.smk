@@ -29,6 +29,7 @@ rule train_detector:
     threads: resource("threads")
     resources:
         gpu=resource("gpu"),
+        nodes=resource("nodes"),
         mem_mb=resource("mem_mb"),
         runtime=resource("runtime"),
     params:
