@@ -204,12 +204,8 @@ def with_resources(suite, **resources):
 
 
 def test_sixteen_gpus_are_two_nodes_with_a_launcher_each(suite):
-    node = {"SLURMD_NODENAME": "n3"}
-    command = launch(
-        with_resources(suite, gpu=16, nodes=2),
-        ["train", "--seed", "1"],
-        {"SLURM_JOB_ID": "81", "SLURMD_NODENAME": "n3"},
-    )
+    job = {"SLURM_JOB_ID": "81", "SLURMD_NODENAME": "n3"}
+    command = launch(with_resources(suite, gpu=16, nodes=2), ["train", "--seed", "1"], job)
     assert command[:5] == ["srun", "--overlap", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n3:20081", "--rdzv-id=81"} <= set(command)
     assert command[-5:] == ["-m", "tsd.cli", "train", "--seed", "1"]
