@@ -163,7 +163,12 @@ def _predict(args: Args) -> int:
     run = _run(args)
     source = args.checkpoint or run.folder / "checkpoint.pth"
     output = args.output or run.predictions
-    number = predict(run, source, output, limit=args.limit)
+    if bool(args.annotations) != bool(args.images):
+        raise InputError("tsd predict: --annotations and --images go together")
+    pictures = (args.annotations, args.images) if args.annotations else None
+    if pictures and not args.output:
+        raise InputError("tsd predict: give --output: the run's own predictions are those of its val pictures")
+    number = predict(run, source, output, limit=args.limit, pictures=pictures)
     print(f"{output}: {number} detections")
     return 0
 
@@ -257,6 +262,19 @@ def _submission_openimages(args: Args) -> int:
         raise InputError("tsd submission openimages: give --predictions and --output, or --validate FILE")
     number = write_openimages(args.predictions, *files, args.output)
     print(f"{args.output}: valid, {number} boxes")
+    return 0
+
+
+def _submission_coco(args: Args) -> int:
+    from tsd.evaluation.coco_submission import validate_coco, write_coco
+
+    if args.validate:
+        print(f"{args.predictions}: valid, {len(validate_coco(args.predictions, args.pictures))} detections")
+        return 0
+    if not args.algorithm or not args.output:
+        raise InputError("tsd submission coco: give --algorithm and --output, or --validate")
+    path, number = write_coco(args.predictions, args.pictures, args.algorithm, args.output)
+    print(f"{path}: valid, {number} detections")
     return 0
 
 
@@ -444,6 +462,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--checkpoint", type=Path, help="default: the run's own")
     verb.add_argument("--output", type=Path, help="default: in the run's eval folder")
     verb.add_argument("--limit", type=int, help="only the first pictures")
+    verb.add_argument("--annotations", type=Path, help="COCO JSON of other pictures: image_info_test-dev2017.json")
+    verb.add_argument("--images", type=Path, help="their folder")
 
     evaluate = verbs.add_parser("evaluate", help="predictions → metrics.json").add_subparsers(
         required=True, metavar="PROTOCOL"
@@ -503,6 +523,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--predictions", type=Path, help="CSV: ImageID,LabelName,Score,XMin,XMax,YMin,YMax")
     verb.add_argument("--output", type=Path, help="the leaderboard's file")
     verb.add_argument("--validate", type=Path, metavar="FILE", help="only check this leaderboard file")
+
+    verb = _add(submission, "coco", _submission_coco, "validate results and zip them for test-dev's server")
+    verb.add_argument("--pictures", type=Path, required=True, help="image_info_test-dev2017.json")
+    verb.add_argument("--predictions", type=Path, required=True, help="COCO results JSON")
+    verb.add_argument("--algorithm", help="name in the zip's name")
+    verb.add_argument("--output", type=Path, help="folder of the zip")
+    verb.add_argument("--validate", action="store_true", help="only check")
 
     for name, function, text in (
         ("tables", _tables, "metrics.json files → tables as CSV, Markdown and LaTeX"),

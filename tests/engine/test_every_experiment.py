@@ -16,6 +16,7 @@ from tsd.engine.identity import data_digest
 from tsd.engine.model import has_masks
 from tsd.engine.params import get_run, load_suite
 from tsd.engine.predict import predict
+from tsd.errors import InputError
 
 EXPERIMENTS = list(yaml.safe_load((ROOT / "params/experiments.yaml").read_text())["experiments"])
 
@@ -99,3 +100,27 @@ def test_it_trains_a_step_and_predicts(suite, experiment, tmp_path):
         tsd_head = run.settings["head"]["type"] == "tsd" and "sizes" not in run.settings["test"]
         assert ("reg_proposal" in arrays) == tsd_head
         assert len(arrays["bbox"]) == found
+
+
+def test_other_pictures_than_the_suites_are_predicted_too(suite, tmp_path):
+    """As for test-dev: a list of pictures without annotations."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    suite = replace(suite, settings={"baseline": small(suite.settings["baseline"])}, experiments=("baseline",))
+    run = get_run(suite, "baseline", 0, data_digest(suite))
+    config = load_config(run)
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "a.pth", {"meta": {}, "state_dict": MODELS.build(config.model).state_dict()})
+    annotations, images = suite.split("train")
+    content = json.loads(annotations.read_text())
+    listed = {"images": content["images"][:3], "categories": content["categories"]}
+    (tmp_path / "info.json").write_text(json.dumps(listed))
+    number = predict(run, tmp_path / "a.pth", tmp_path / "predictions.json", pictures=(tmp_path / "info.json", images))
+    detections = json.loads((tmp_path / "predictions.json").read_text())
+    assert number == len(detections)
+    assert {entry["image_id"] for entry in detections} == {image["id"] for image in listed["images"]}
+    (tmp_path / "info.json").write_text(json.dumps(listed | {"categories": listed["categories"][:1]}))
+    with pytest.raises(InputError, match=r"info.json: expected COCO JSON with the categories of suite tiny"):
+        predict(run, tmp_path / "a.pth", tmp_path / "b.json", pictures=(tmp_path / "info.json", images))

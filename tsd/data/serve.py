@@ -83,11 +83,20 @@ class Handler(BaseHTTPRequestHandler):
             print(format % args, file=sys.stderr)
 
 
+class Server(ThreadingHTTPServer):
+    """A thread for each request; a client that goes away is no error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @contextmanager
 def served(folders: Mapping[str, Path], handler: type[Handler] = Handler) -> Iterator[str]:
     """Serve folders on a free port of this machine; yields the address, without a slash at its end."""
-    server = ThreadingHTTPServer((HOST, 0), partial(handler, folders=folders))
-    server.daemon_threads = True
+    server = Server((HOST, 0), partial(handler, folders=folders))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tsd.data.coco import load_coco
 from tsd.engine.params import Run
-from tsd.files import atomic_path, write_json, write_text
+from tsd.errors import InputError
+from tsd.files import atomic_path, read_json, write_json, write_text
 
 PROPOSAL_FIELDS = {"proposals": "proposal", "reg_proposals": "reg_proposal", "cls_points": "cls_points"}
 """Field of the detector's result → array of ``proposals.npz``."""
@@ -23,7 +23,13 @@ WARM_UP = 5
 """Pictures that do not count for the run time."""
 
 
-def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = None) -> int:
+def predict(
+    run: Run,
+    checkpoint_path: Path,
+    output: Path,
+    limit: int | None = None,
+    pictures: tuple[Path, Path] | None = None,
+) -> int:
     """Detect on the suite's val pictures; returns the number of detections.
 
     Writes ``output`` (COCO results JSON, or for Open Images the CSV that its metric reads; sorted by picture and
@@ -37,9 +43,11 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
         checkpoint_path: its weights.
         output: predictions file.
         limit: only the first pictures, for a trial.
+        pictures: (COCO JSON, folder) of other pictures than the suite's, such as test-dev's; it needs no annotations,
+            but the suite's categories.
 
     Raises:
-        InputError: checkpoint or pictures can't be used.
+        InputError: checkpoint or pictures can't be used, or their categories are not the suite's.
     """
     import torch
     from mmdet.models import DetTTAModel
@@ -53,9 +61,14 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
     from tsd.engine.adapters.openimages import to_fractions
     from tsd.engine.config import load_config
 
+    challenge = run.suite.is_openimages
     if run.suite.resources["gpu"] == 0:
         torch.set_num_threads(run.suite.resources["threads"])
     config = load_config(run)
+    if pictures:
+        if challenge or _category_ids(pictures[0]) != _category_ids(run.suite.split("val")[0]):
+            raise InputError(f"{pictures[0]}: expected COCO JSON with the categories of suite {run.suite.name}")
+        config.test_dataloader.dataset.update(ann_file=str(pictures[0]), data_prefix={"img": str(pictures[1])})
     merged = config.get("tta_model")
     if run.settings["head"]["type"] == "tsd" and not merged:  # merged detections have no proposal of their own
         config.model.test_cfg.rcnn.keep_proposals = True
@@ -68,7 +81,6 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
     model.to("cuda" if on_gpu else "cpu").eval()
     loader = Runner.build_dataloader(config.test_dataloader)
     legacy = run.settings.get("coordinates", "continuous") == "legacy"
-    challenge = run.suite.is_openimages
     classes = config.train_dataloader.dataset.dataset.metainfo.classes
     category_ids = range(len(classes)) if challenge else _category_ids(run.suite.split("val")[0])
     detections: list[dict[str, Any]] = []
@@ -110,7 +122,10 @@ def predict(run: Run, checkpoint_path: Path, output: Path, limit: int | None = N
 
 
 def _category_ids(annotations: Path) -> list[int]:
-    return [category["id"] for category in load_coco(annotations, None)["categories"]]
+    content = read_json(annotations)
+    if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
+        raise InputError(f"{annotations}: not COCO JSON: expected a list `categories`")
+    return [category["id"] for category in content["categories"]]
 
 
 def _lines(name: str, found: dict[str, np.ndarray], mids: Sequence[str]) -> list[tuple[Any, ...]]:
