@@ -42,7 +42,7 @@ format: setup
 	ruff format .
 	snakefmt Snakefile workflow
 
-# Make the lock anew; it names no registry.
+# Make the lock anew; it names no registry. Resolving renews mmcv's source in uv's cache: the next set-up compiles it once more.
 lock:
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 \
 	  pyproject.toml -o requirements.lock

@@ -228,10 +228,6 @@ def _sample(args: Args) -> int:
         from tsd.engine.params import plan_path
 
         suite = _suite(args)
-        if not suite.is_openimages:
-            raise InputError(
-                f"params/suites/{args.suite}.yaml: data.format: expected openimages, got {suite.data['format']}"
-            )
         if any(single):
             raise InputError("tsd sample: give --suite, or --boxes, --classes and --output")
         output, plans = plan_path(suite, args.seed), plan_suite(suite, args.seed)

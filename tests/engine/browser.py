@@ -6,8 +6,6 @@ By hand: python -m tests.engine.browser URL out.png WORD …
 import asyncio
 import base64
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +15,8 @@ import urllib.request
 from pathlib import Path
 
 import aiohttp
-import pytest
+
+from tests.debian import need
 
 FLAGS = [
     "--headless",
@@ -35,14 +34,7 @@ FLAGS = [
 
 def find_chromium() -> str:
     """Chromium's path; installs Debian's package if TSD_TEST_INSTALL=1, else skips the test."""
-    found = shutil.which("chromium")
-    if found is None and os.environ.get("TSD_TEST_INSTALL") == "1":
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], check=True)
-        found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("chromium is not installed; TSD_TEST_INSTALL=1 installs it")
-    return found
+    return need("chromium", "chromium")
 
 
 def free_port() -> int:

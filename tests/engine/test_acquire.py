@@ -102,3 +102,30 @@ def test_a_suite_without_a_source_says_so(mirror):
     done = tsd("data", "fetch", "--suite", "demo")
     assert done.returncode == 2
     assert "params/suites/demo.yaml: data.source: missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data", "openimages", "--suite", "demo"), "data.format: expected openimages, got generated"),
+        (("sample", "--suite", "demo"), "data.format: expected openimages, got generated"),
+        (("sample", "--suite", "openimages"), "no such file; `tsd data fetch --suite openimages --what annotations`"),
+        (("data", "verify", "--suite", "openimages"), "no such file; `tsd data fetch --suite openimages"),
+        (("data", "fetch", "--suite", "openimages", "--what", "pictures"), "no such file; `tsd data fetch"),
+        (("data", "fetch", "--suite", "openimages", "--parts", "val2017"), "only the archives of COCO"),
+        (("data", "generate", "--scale", "challenge2019", "--out", "x"), "go together"),
+    ],
+)
+def test_what_is_missing_or_does_not_go_together_is_said(mirror, arguments, message):
+    from tsd.cli import main
+
+    text = (mirror[1] / "params/sources.yaml").read_text()
+    (mirror[1] / "params/sources.yaml").write_text(
+        text + "openimages: {files_url: http://127.0.0.1:9/, files: [], pictures_url: http://127.0.0.1:9/}\n"
+    )
+    import contextlib
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main(list(arguments)) == 2
+    assert message in said.getvalue()

@@ -8,7 +8,7 @@ from typing import Any
 from tsd.data import fetch
 from tsd.data.generate import SceneSpec, generate
 from tsd.data.manifest import digest, read_manifest
-from tsd.data.openimages import SPLITS, read_boxes, read_classes, read_labels
+from tsd.data.openimages import SPLITS, Challenge, read_boxes, read_classes, read_labels
 from tsd.data.pictures import PICTURES, Key, verify_pictures
 from tsd.data.plan import Options, plan, write_plans
 from tsd.data.serve import served
@@ -55,6 +55,20 @@ def opened_source(suite: Suite, workers: int = 1) -> Iterator[Source]:
         yield Source("generated", f"{url}/files/", files, f"{url}/pictures/", counts, 10_000)
 
 
+def annotated(suite: Suite) -> Challenge:
+    """Where the suite's files are; they are there.
+
+    Raises:
+        InputError: another format, or a file that has not been fetched.
+    """
+    missing = [path for path in suite.challenge.files if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: no such file; `tsd data fetch --suite {suite.name} --what annotations` gets it"
+        )
+    return suite.challenge
+
+
 def fetch_annotations(suite: Suite, workers: int = 1) -> list[Path]:
     """Fetch the challenge's six files; errors as for :func:`tsd.data.fetch.fetch_files`."""
     with opened_source(suite, workers) as source:
@@ -81,7 +95,7 @@ def wanted_pictures(suite: Suite) -> list[Key]:
     Raises:
         InputError: annotations or plans are not there.
     """
-    challenge = suite.challenge
+    challenge = annotated(suite)
     mids, _ = read_classes(challenge.classes)
     boxed = read_boxes(challenge.boxes("val"), mids).pictures
     labelled = read_labels(challenge.labels("val"), mids).pictures
@@ -104,7 +118,7 @@ def plan_suite(suite: Suite, seed: int) -> list[dict[str, Any]]:
     Returns:
         A plan for each way of sampling among the suite's experiments, see :func:`tsd.data.plan.plan`.
     """
-    challenge = suite.challenge
+    challenge = annotated(suite)
     ways: dict[Options, int] = {}
     for settings in suite.settings.values():
         options = Options(**settings["train_data"])
@@ -123,7 +137,7 @@ def build_stores(suite: Suite) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: a file that can't be used, or one with another number of pictures than the source's.
     """
-    challenge = suite.challenge
+    challenge = annotated(suite)
     record = challenge.folder / PICTURES
     with_source = None if "generate" in suite.data else suite_source(suite).pictures
     counts = {}
@@ -146,10 +160,8 @@ def verify_openimages(suite: Suite, contents: bool = False) -> dict[str, int]:
     Raises:
         InputError: anything is missing or differs; the message lists what.
     """
-    challenge = suite.challenge
-    problems = [f"{path}: missing; `tsd data fetch` gets it" for path in challenge.files if not path.is_file()]
-    if problems:
-        raise InputError("\n".join(problems))
+    challenge = annotated(suite)
+    problems: list[str] = []
     expected = _expected_digests(suite)
     digests = {path.name: digest(path) for path in challenge.files}
     for name, value in digests.items():

@@ -100,7 +100,14 @@ class Suite:
 
     @property
     def challenge(self) -> "Challenge":
-        """Where the files of an Open Images suite are."""
+        """Where the files of an Open Images suite are.
+
+        Raises:
+            InputError: the suite's data is of another format.
+        """
+        if not self.is_openimages:
+            got = self.data["format"]
+            raise InputError(f"params/suites/{self.name}.yaml: data.format: expected openimages, got {got}")
         from tsd.data.openimages import Challenge
 
         count = CHALLENGE_CLASSES

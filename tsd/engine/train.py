@@ -88,6 +88,9 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
         config.launcher = "pytorch"
     if first:
         write_text(folder / "config.py", config.pretty_text)
+    if first and "SLURM_JOB_ID" in os.environ:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        print(f"GPU {devices} of Slurm job {os.environ['SLURM_JOB_ID']}", file=sys.stderr)
     runner = StrictRunner.from_cfg(config)
     title = f"{run.experiment} seed{run.seed}"
     mirrored = [0.0]
@@ -137,6 +140,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "processes": distributed.world(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
 
