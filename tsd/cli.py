@@ -230,7 +230,7 @@ def _sample(args: Args) -> int:
         suite = _suite(args)
         if any(single):
             raise InputError("tsd sample: give --suite, or --boxes, --classes and --output")
-        output, plans = plan_path(suite, args.seed), plan_suite(suite, args.seed)
+        plans, output = plan_suite(suite, args.seed), plan_path(suite, args.seed)
     else:
         if not all(single):
             raise InputError("tsd sample: give --suite NAME, or --boxes, --classes and --output")
