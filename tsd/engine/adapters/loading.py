@@ -1,6 +1,7 @@
 """Loading for training that can stop and go on anywhere: order and augmentation depend on (seed, position) only."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class SeededDataset(Dataset):
         return data
 
 
-class _Sampler(Sampler[Draw]):
+class _Sampler(Sampler[Draw], ABC):
     """What the samplers share: mmengine's seed hook tells the epoch."""
 
     def __init__(self, dataset: SeededDataset, seed: int) -> None:
@@ -68,9 +69,9 @@ class _Sampler(Sampler[Draw]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @abstractmethod
     def draws(self) -> np.ndarray:
         """(len, 2) positions and pictures of this epoch, in order."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Draw]:
         return ((int(position), int(picture)) for position, picture in self.draws())
