@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,21 @@ def copy_project(target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(target)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return target
+
+
+def project_with_scenes(target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the sources to ``target``, go there, and generate the data of the suite ``tiny``."""
+    folder = copy_project(target, monkeypatch)
+    done = tsd("data", "generate", "--suite", "tiny", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def tsd(

@@ -188,12 +188,7 @@ def _evaluate_coco(args: Args) -> int:
         figures = evaluate_coco(args.annotations, args.predictions, iou_type=args.iou_type)
     write_json(args.output, figures)
     print(format_summary(figures["metrics"]))
-    if args.run_folder and not args.no_mlflow:
-        from tsd.engine import tracking
-        from tsd.engine.record import draw_pictures
-
-        draw_pictures(args.run_folder, args.output.parent)
-        tracking.mirror(args.run_folder, tracking.tracking_uri(Path.cwd()))
+    _show_run(args)
     return 0
 
 
@@ -210,13 +205,18 @@ def _evaluate_openimages(args: Args) -> int:
         figures["run"] = run_facts(args.run_folder, args.predictions)
     write_json(args.output, figures)
     print(format_protocols(figures))
+    _show_run(args)
+    return 0
+
+
+def _show_run(args: Args) -> None:
+    """Draw pictures of an evaluated run, and bring MLflow in step with it."""
     if args.run_folder and not args.no_mlflow:
         from tsd.engine import tracking
         from tsd.engine.record import draw_pictures
 
         draw_pictures(args.run_folder, args.output.parent)
         tracking.mirror(args.run_folder, tracking.tracking_uri(Path.cwd()))
-    return 0
 
 
 def _sample(args: Args) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,3 +63,27 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not valid JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that is appended to, one JSON object a line; none if there is no such file.
+
+    It ends before the first line that is no object: the one that was being written when a process was killed.
+    """
+    if not path.is_file():
+        return []
+    whole = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(content, dict):
+            break
+        whole.append(content)
+    return whole
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsd.data.class_aware import ClassAwareSequence, ClassIndex, statistics
+from tsd.data.class_aware import ClassAwareSequence, ClassIndex
+from tsd.data.plan import Options, count_draws
 
 
 def skewed(classes=20, seed=0):
@@ -147,8 +148,8 @@ def test_seeds_differ_and_are_checked():
         ClassAwareSequence(index, 0).draw(-1, 2)
 
 
-def test_statistics_of_a_stretch_by_hand():
+def test_counted_draws_by_hand():
     index = ClassIndex.from_pairs(np.array([0, 1, 1, 1]), np.array([0, 1, 2, 3]), 2)
-    found = statistics(ClassAwareSequence(index, seed=0), 0, 4)  # two bins
-    assert found["draws"].tolist() == [2, 2]
-    assert (found["pictures"], found["never"], found["most_repeated"]) == (3, 1, 2)
+    times, draws = count_draws(index, 4, Options(), seed=0, epochs=1)  # two bins
+    assert draws.tolist() == [2, 2]
+    assert ((times > 0).sum(), (times == 0).sum(), times.max()) == (3, 1, 2)

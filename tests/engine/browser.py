@@ -6,7 +6,6 @@ By hand: python -m tests.engine.browser URL out.png WORD …
 import asyncio
 import base64
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.conftest import free_port
 from tests.debian import need
 
 FLAGS = [
@@ -35,13 +35,6 @@ FLAGS = [
 def find_chromium() -> str:
     """Chromium's path; installs Debian's package if TSD_TEST_INSTALL=1, else skips the test."""
     return need("chromium", "chromium")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def visit(url: str, words: list[str], picture: Path, timeout: float = 90) -> str:

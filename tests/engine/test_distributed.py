@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, copy_project, tsd
+from tests.conftest import ROOT, project_with_scenes
 
 WORKER = ROOT / "tests" / "engine" / "distributed_worker.py"
 TOLERANCE = 1e-6
@@ -57,9 +57,7 @@ def train(folder: Path, out: Path, world: int, suites: list[str]) -> None:
 def results(tmp_path_factory):
     """What every process saved, by suite and number of processes."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("distributed") / "project", patch)
-        done = tsd("data", "generate", "--suite", "tiny", cwd=folder)
-        assert done.returncode == 0, done.stderr
+        folder = project_with_scenes(tmp_path_factory.mktemp("distributed") / "project", patch)
     both = {f"{name}-sync": suite_of(name, True) for name in EXPERIMENTS} | {"tsd_pc-own": suite_of("tsd_pc", False)}
     two = {f"{name}-sync-empty": suite_of(name, True) for name in WITHOUT_TRUTH}
     two |= {f"{name}-own-empty": suite_of(name, False) for name in WITHOUT_TRUTH}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, copy_project, tsd
+from tests.conftest import ROOT, project_with_scenes
 from tsd.engine import checkpoint
 from tsd.engine.config import load_config
 from tsd.engine.identity import data_digest
@@ -36,9 +36,7 @@ SMALL = {
 def suite(tmp_path_factory):
     """The tiny suite with every experiment, its data made."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("every") / "project", patch)
-        done = tsd("data", "generate", "--suite", "tiny", cwd=folder)
-        assert done.returncode == 0, done.stderr
+        folder = project_with_scenes(tmp_path_factory.mktemp("every") / "project", patch)
         path = folder / "params/suites/tiny.yaml"
         content = yaml.safe_load(path.read_text()) | {"experiments": EXPERIMENTS, "override": {}, "recipe": "paper"}
         path.write_text(yaml.safe_dump(content))

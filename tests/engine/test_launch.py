@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, copy_project, tsd
+from tests.conftest import ROOT, free_port, project_with_scenes, tsd
 from tests.engine.test_training import assert_same, result
 from tsd.engine import checkpoint
 from tsd.engine.distributed import launch
@@ -50,9 +49,7 @@ def write_suite(folder, processes):
 def prepared(tmp_path_factory):
     """A project with the data."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("launch") / "project", patch)
-        done = tsd("data", "generate", "--suite", "tiny", cwd=folder)
-        assert done.returncode == 0, done.stderr
+        folder = project_with_scenes(tmp_path_factory.mktemp("launch") / "project", patch)
     return folder
 
 
@@ -182,9 +179,7 @@ def test_a_process_that_dies_ends_all_and_the_next_attempt_goes_on(prepared, ref
 
 def test_two_agents_meet_as_on_two_nodes(prepared, reference, tmp_path, monkeypatch):
     project_with(prepared, tmp_path / "project", 2, monkeypatch)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=7", "--local-addr=127.0.0.1"]
     agents = [start(*command, "-m", "tsd.cli", *TRAIN) for _ in range(2)]

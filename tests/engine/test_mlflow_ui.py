@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.engine.browser import find_chromium, free_port, visit
+from tests.conftest import free_port
+from tests.engine.browser import find_chromium, visit
 from tests.engine.test_tracking import client, make_run, wait_for
 from tsd.engine import tracking
 

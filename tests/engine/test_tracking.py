@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import tsd
+from tests.conftest import free_port, tsd
 from tsd.engine import tracking
 from tsd.errors import InputError
 
@@ -139,14 +139,6 @@ def test_several_processes_can_write_at_once(store):
     started = [subprocess.Popen([sys.executable, "-c", code, str(folder), uri]) for folder in folders]
     assert [process.wait(timeout=200) for process in started] == [0, 0, 0]
     assert len(runs(uri)) == 3
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_server_that_is_down_costs_nothing_and_sync_catches_up(tmp_path, monkeypatch, capsys):

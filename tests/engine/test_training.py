@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import copy_project, tsd
+from tests.conftest import copy_project, project_with_scenes, tsd
 from tsd.engine import checkpoint
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, load_suite
@@ -25,9 +25,7 @@ TRAIN = ("train", "--suite", "tiny", "--experiment", "tsd_pc", "--no-mlflow")
 def scenes(tmp_path_factory):
     """The tiny suite's data, made once."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("scenes") / "project", patch)
-        done = tsd("data", "generate", "--suite", "tiny", cwd=folder)
-    assert done.returncode == 0, done.stderr
+        folder = project_with_scenes(tmp_path_factory.mktemp("scenes") / "project", patch)
     return folder / "data"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import free_port
 from tests.debian import need
-from tests.engine.browser import free_port
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 

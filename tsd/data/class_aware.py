@@ -7,7 +7,6 @@ any number of processes, goes on in the same sequence.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -120,21 +119,3 @@ class ClassAwareSequence:
     def _philox(self, stream: int, label: int, number: int) -> np.random.Philox:
         """Random words of their own for each bin, or round of a class: Philox is keyed, it needs no seeding."""
         return np.random.Philox(key=np.array([self.seed << 32 | stream << 30 | label, number], dtype=np.uint64))
-
-
-def statistics(sequence: ClassAwareSequence, first: int, count: int) -> dict[str, Any]:
-    """What a stretch of the sequence touches: draws per class, pictures drawn, never drawn, and most often drawn.
-
-    Returns:
-        ``draws`` (C,) per class; ``pictures``: different pictures drawn; ``never``: pictures with a box never drawn;
-        ``most_repeated``: the largest number of times that a picture is drawn.
-    """
-    classes, pictures = sequence.draw(first, count)
-    times = np.bincount(pictures, minlength=int(sequence.index.pictures.max()) + 1)
-    known = np.unique(sequence.index.pictures)
-    return {
-        "draws": np.bincount(classes, minlength=len(sequence.index.counts)),
-        "pictures": int((times > 0).sum()),
-        "never": int((times[known] == 0).sum()),
-        "most_repeated": int(times.max()),
-    }

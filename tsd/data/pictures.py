@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from tsd.data.manifest import digest
 from tsd.errors import InputError
-from tsd.files import atomic_path, read_json, write_json, write_text
+from tsd.files import atomic_path, read_json, read_whole_lines, write_json, write_lines
 
 PICTURES = "pictures.parquet"
 SUMMARY = "pictures.json"
@@ -91,13 +91,7 @@ class PictureStore:
         path = self.folder / PICTURES
         if path.exists():
             yield from read_pictures(path).to_pylist()
-        journal = self.folder / JOURNAL
-        if journal.exists():
-            for line in journal.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:  # the line that was being written when the process was killed
-                    return
+        yield from read_whole_lines(self.folder / JOURNAL)
 
     def add(self, key: Key, content: bytes) -> None:
         """Keep a picture.
@@ -123,9 +117,7 @@ class PictureStore:
     def _start_journal(self) -> None:
         path = self.folder / JOURNAL
         if path.exists():  # drop a line cut off
-            lines = path.read_text(encoding="utf-8").splitlines()
-            if lines and not _is_json(lines[-1]):
-                write_text(path, "".join(f"{line}\n" for line in lines[:-1]))
+            write_lines(path, read_whole_lines(path))
         self._journal = path.open("a", encoding="utf-8")
 
     def close(self) -> dict[str, Any]:
@@ -142,14 +134,6 @@ class PictureStore:
         write_json(self.folder / SUMMARY, summary)
         (self.folder / JOURNAL).unlink(missing_ok=True)
         return summary
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 def summarise(rows: Iterable[Record]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def plan(boxes: Path, classes: Path, hierarchy: Path | None, options: Options, *
     place_of = {name: place for place, name in enumerate(ids)}
     number = np.array([place_of.get(name, -1) for name in table.pictures], dtype=np.int64)
     index = ClassIndex.from_pairs(label, number[owner], len(mids))
-    times, per_class = _draws(index, len(ids), options, seed, epochs)
+    times, per_class = count_draws(index, len(ids), options, seed, epochs)
     facts = {
         **asdict(options),
         "seed": seed,
@@ -92,7 +92,7 @@ def plan(boxes: Path, classes: Path, hierarchy: Path | None, options: Options, *
     return Plan(tuple(ids[place] for place in np.flatnonzero(times)), facts)
 
 
-def _draws(index: ClassIndex, pictures: int, options: Options, seed: int, epochs: int) -> tuple[Array, Array]:
+def count_draws(index: ClassIndex, pictures: int, options: Options, seed: int, epochs: int) -> tuple[Array, Array]:
     """(M,) times that each picture, and (C,) times that each class is drawn."""
     if options.sampling == "uniform":
         return np.full(pictures, epochs, dtype=np.int64), index.counts * epochs

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from tsd.errors import InputError
-from tsd.files import read_json, write_text
+from tsd.files import read_json, read_whole_lines, write_text
 
 KEY = "tsd.key"
 """Tag that identifies a run: suite/experiment/digest/seed<k>."""
@@ -155,7 +155,7 @@ def _log_curves(client: Any, run_id: str, folder: Path, status: dict[str, Any]) 
     last = _last_step(folder, status)
     done = {}
     metrics = []
-    for line in _lines(folder / "log.jsonl"):
+    for line in read_whole_lines(folder / "log.jsonl"):
         if line["step"] > last:
             continue
         for name, value in line.items():
@@ -277,16 +277,6 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _name(name: str) -> str:
     """A metric name that MLflow takes: letters, digits and _ - . space / only."""
     return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # the line that was being written when the process was killed
 
 
 def _json(path: Path) -> dict[str, Any]:

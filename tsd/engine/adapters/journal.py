@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from tqdm import tqdm
 
 from tsd.engine.stopping import StopRequest
-from tsd.files import write_text
+from tsd.files import read_whole_lines, write_lines
 
 SHOWN = ("AP", "AP50", "AP50_val", "AP50_val_boxed")
 """Figures of an evaluation that the progress tells."""
@@ -141,15 +141,7 @@ class JournalHook(Hook):
     def _truncate(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                known = json.loads(line)["step"] <= step
-            except (json.JSONDecodeError, KeyError, TypeError):
-                break  # the line that was being written when the process was killed
-            if known:
-                kept.append(line)
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        write_lines(self.path, (line for line in read_whole_lines(self.path) if line["step"] <= step))
 
 
 class CheckpointHook(Hook):
