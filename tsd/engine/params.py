@@ -40,6 +40,10 @@ MONITOR = {"val_epochs": 1, "log_steps": 50, "checkpoint_steps": 1000}
 RESOURCES = {"gpu": 1, "nodes": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
 
 
+KEPT_CHECKPOINTS = 2
+"""States that a training keeps to go on from: the newest, and the one before in case it is damaged."""
+
+
 _Validator = validators.extend(
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),

@@ -13,6 +13,7 @@ from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from tsd.engine import checkpoint
+from tsd.engine.params import KEPT_CHECKPOINTS
 
 
 @RUNNERS.register_module()
@@ -48,7 +49,7 @@ class StrictRunner(Runner):
         for scheduler, state in zip(self.param_schedulers, content["param_schedulers"], strict=True):
             scheduler.load_state_dict(state)
 
-    def save_training_state(self, folder: Path, epoch: int, step: int, keep: int = 2) -> Path:
+    def save_training_state(self, folder: Path, epoch: int, step: int, keep: int = KEPT_CHECKPOINTS) -> Path:
         """Write all that resuming needs, then drop all but the newest ``keep`` checkpoints.
 
         Args:

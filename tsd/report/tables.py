@@ -143,8 +143,9 @@ def chosen_tables(params: Path, names: Sequence[str] | None) -> dict[str, dict[s
 
 
 def experiments_of(definition: dict[str, Any]) -> set[str]:
-    """Experiments that a table shows."""
-    return {row["experiment"] for row in definition["rows"] if "experiment" in row}
+    """Experiments that a table, or a figure of curves, shows."""
+    curves = {name for curve in definition.get("curves", []) for name in curve["experiments"].values()}
+    return curves | {row["experiment"] for row in definition.get("rows", []) if "experiment" in row}
 
 
 def table_rows(params: Path, experiment: str) -> list[str]:

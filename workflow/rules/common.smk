@@ -1,4 +1,6 @@
 # Params are read and validated here, once; everything below only names files.
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -6,10 +8,11 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 
 from snakemake.exceptions import WorkflowError
 
+from tsd.engine.budget import format_budget
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, get_runs, load_suite, plan_path
 from tsd.errors import InputError
-from tsd.report.tables import chosen_tables, experiments_of, needs_models
+from tsd.report.tables import chosen_tables, experiments_of, load_figures, needs_models
 
 try:
     SUITE = load_suite(str(config.get("suite", "demo")))
@@ -22,6 +25,15 @@ RUNS = get_runs(SUITE, DATA_DIGEST)
 RESULTS = f"results/{SUITE.name}"
 METRICS = [str(run.metrics_file) for run in RUNS]
 ONLY_EXISTING = {"tables", "figures", "report"}
+
+
+# A dry run begins with what the suite will cost. Snakemake tells a Snakefile nothing of it but its command line.
+if any(re.fullmatch("-[a-z]*n[a-z]*|--dry-?run", word) for word in sys.argv):
+    print(
+        format_budget(SUITE, RUNS, TABLES | load_figures(Path("params"))),
+        end="\n\n",
+        file=sys.stderr,
+    )
 
 
 wildcard_constraints:
