@@ -1,12 +1,22 @@
 # Checkpoint → predictions → metrics.json, the source of truth for every table.
 EVAL = f"{RUN}/eval/{{test_digest}}"
+# Paths come from params: quoted, so that they stay paths in a shell.
 if SUITE.is_openimages:
-    PROTOCOL = (
-        f"openimages --boxes {SUITE.challenge.boxes('val')} --image-labels {SUITE.challenge.labels('val')}"
-        f" --classes {SUITE.challenge.classes} --hierarchy {SUITE.challenge.hierarchy} --expand-predictions"
+    PROTOCOL = shlex.join(
+        map(
+            str,
+            [
+                "openimages",
+                "--expand-predictions",
+                *("--boxes", SUITE.challenge.boxes("val")),
+                *("--image-labels", SUITE.challenge.labels("val")),
+                *("--classes", SUITE.challenge.classes),
+                *("--hierarchy", SUITE.challenge.hierarchy),
+            ],
+        )
     )
 else:
-    PROTOCOL = f"coco --annotations {SUITE.split('val')[0]}"
+    PROTOCOL = shlex.join(["coco", "--annotations", str(SUITE.split("val")[0])])
 
 
 rule predict_detections:
