@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_marks_it(tiny):
     done = tsd(*TRAIN)
     assert done.returncode == 1
     assert "DivergedError: " in done.stderr
-    assert " became " in done.stderr
+    assert re.search(r" became \S+ at step \d+ \(epoch \d+\), learning rate \S+; ", done.stderr)
     assert "lower schedule.lr" in done.stderr
     status = json.loads((run_folder() / "status.json").read_text())
     assert status["status"] == "FAILED"

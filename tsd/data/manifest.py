@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,7 @@ def verify(path: Path, pin: str | None) -> list[str]:
             f"{path}: its MD5 is {found}, but data.dvc pins {pin}: `dvc checkout data.dvc` or `make data` restores it"
         )
     folder = path.parent
-    files = [split["annotations"] for split in manifest["splits"].values()] + list(manifest.get("files", {}).values())
-    for entry in files:
-        file = folder / entry["path"]
-        if not file.is_file():
-            problems.append(f"{file}: missing")
-        elif digest(file) != entry["sha256"]:
-            problems.append(f"{file}: content differs from {path}")
+    problems += verify_annotations(path) + _differing(path, manifest.get("files", {}).values())
     for split in manifest["splits"].values():
         pictures = folder / split["images"]["path"]
         if not pictures.is_dir():
@@ -143,6 +138,22 @@ def verify(path: Path, pin: str | None) -> list[str]:
             problems.append(
                 f"{pictures}: a picture's content differs from {path}; remove the folder to unpack it again"
             )
+    return problems
+
+
+def verify_annotations(path: Path) -> list[str]:
+    """Problems of the annotation files of a manifest, a sentence each: quick enough for the start of each training."""
+    return _differing(path, [split["annotations"] for split in read_manifest(path)["splits"].values()])
+
+
+def _differing(path: Path, entries: Iterable[dict[str, Any]]) -> list[str]:
+    problems = []
+    for entry in entries:
+        file = path.parent / entry["path"]
+        if not file.is_file():
+            problems.append(f"{file}: missing")
+        elif (found := digest(file)) != entry["sha256"]:
+            problems.append(f"{file}: content differs from {path}: its SHA-256 is {found}, expected {entry['sha256']}")
     return problems
 
 

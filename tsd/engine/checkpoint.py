@@ -63,7 +63,9 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically and read it back under the strict loader's rules before it counts."""
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        # A file of ours: of a full disk torch's own says "unexpected pos", and it stays open, its space taken.
+        with temporary.open("wb") as file:
+            torch.save(content, file)
         load(temporary)
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from tsd.data.manifest import verify_annotations
 from tsd.engine import distributed, stopping, tracking
+from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
@@ -39,6 +41,7 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.rank():
         return _train_along(run, folder)
+    _check_data(run)
     with _exclusive(folder), stopping.listening() as request:
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
         write_json(folder / "environment.json", environment())
@@ -54,6 +57,15 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
         if uri:
             tracking.mirror(folder, uri)
     return folder
+
+
+def _check_data(run: Run) -> None:
+    """A file that changed since it was verified must not be trained on; other data is part of the run's digest."""
+    manifest = manifest_path(run.suite)
+    if run.suite.data["format"] != "generated" or manifest is None or not manifest.exists():
+        return
+    if problems := verify_annotations(manifest):
+        raise InputError("\n".join(problems))
 
 
 def _train_along(run: Run, folder: Path) -> Path:

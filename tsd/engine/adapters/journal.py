@@ -77,7 +77,7 @@ class JournalHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Drop the log lines of steps that will be done again, and open the progress bar."""
-        self._truncate(runner.iter)
+        self._truncate(runner.iter, evaluated=runner.epoch * len(runner.train_dataloader) >= runner.iter)
         interval = 0.5 if sys.stderr.isatty() else 20.0
         self.bar = tqdm(
             total=runner.max_iters,
@@ -99,8 +99,10 @@ class JournalHook(Hook):
         figures = {name: float(value.detach()) for name, value in self._mean(outputs).items()}
         wrong = [name for name, value in figures.items() if "loss" in name and not math.isfinite(value)]
         if wrong:
+            lr = runner.optim_wrapper.get_lr()["lr"][0]
             raise DivergedError(
-                f"{', '.join(wrong)} became {figures[wrong[0]]} at step {step} (epoch {runner.epoch + 1}); "
+                f"{', '.join(wrong)} became {figures[wrong[0]]} at step {step} (epoch {runner.epoch + 1}), "
+                f"learning rate {lr:g}; "
                 "lower schedule.lr or lengthen the warm-up; the last checkpoint is from before that step"
             )
         assert self.bar is not None
@@ -138,10 +140,15 @@ class JournalHook(Hook):
             file.write(json.dumps(line) + "\n")
 
     @master_only
-    def _truncate(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        write_lines(self.path, (line for line in read_whole_lines(self.path) if line["step"] <= step))
+    def _truncate(self, step: int, evaluated: bool) -> None:
+        """Keep the lines up to a step; without its evaluation if that is yet to be done."""
+
+        def kept(line: dict[str, Any]) -> bool:
+            again = not evaluated and any(name.startswith("val/") for name in line)
+            return bool(line["step"] < step or (line["step"] == step and not again))
+
+        if self.path.exists():
+            write_lines(self.path, filter(kept, read_whole_lines(self.path)))
 
 
 class CheckpointHook(Hook):
