@@ -337,14 +337,26 @@ def _prune(args: Args) -> int:
     return 0
 
 
+def _init_tracking(name: str, uri: str) -> list[str]:
+    """A suite's place in MLflow, with a parent run for each table; returns the pages of its runs."""
+    from tsd.engine import tracking
+    from tsd.engine.params import load_suite
+    from tsd.report.tables import chosen_tables
+
+    shown = chosen_tables(Path("params"), load_suite(name).tables)
+    titles = {table: definition["title"] for table, definition in shown.items()}
+    return tracking.init(Path.cwd(), uri, [f"tsd-{name}"], titles)
+
+
 def _mlflow_init(args: Args) -> int:
     from tsd.engine import tracking
     from tsd.files import write_json
 
+    _suite(args)
     root = Path.cwd()
     uri = tracking.tracking_uri(root)
     try:
-        pages = tracking.init(root, uri, experiments=[f"tsd-{args.suite}"])
+        pages = _init_tracking(args.suite, uri)
     except Exception as error:  # a server that is down must not keep trainings from starting
         print(f"MLflow at {uri} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
         pages = []
@@ -362,10 +374,17 @@ def _server(uri: str) -> str:
 
 
 def _mlflow_sync(args: Args) -> int:
+    from contextlib import suppress
+
     from tsd.engine import tracking
 
     root = Path.cwd()
-    report = tracking.sync_all(root, tracking.tracking_uri(root), suite=args.suite)
+    uri = tracking.tracking_uri(root)
+    for folder in sorted((root / "results").glob(args.suite or "*")):
+        if list(folder.glob("runs/*/*/seed*")):
+            with suppress(Exception):  # a server that is down is reported for each run; a suite may be gone from params
+                _init_tracking(folder.name, uri)
+    report = tracking.sync_all(root, uri, suite=args.suite)
     print(f"{len(report.synced)} runs in step with MLflow, {len(report.failed)} failed")
     for item in report.failed:
         print(f"failed: {item}", file=sys.stderr)

@@ -122,6 +122,25 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store):
     assert runs(uri)[0].info.status == "FINISHED"
 
 
+def test_a_run_hangs_under_its_table_and_is_found_by_every_one(store):
+    root, uri = store
+    tracking.init(root, uri, ["tsd-demo"], {"table3": "Ablation studies on PC"})
+    tracking.init(root, uri, ["tsd-demo"], {"table3": "Ablation studies on PC"})
+    folder = make_run(root)
+    described = yaml.safe_load((folder / "experiment.yaml").read_text())
+    described["tables"] = ["ablation/tsd_pc", "table3/tsd_pc", "table9/small_tsd", "table9/large_tsd"]
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(described))
+    run_id = tracking.sync_run(folder, uri)
+    number = client(uri).get_experiment_by_name("tsd-demo").experiment_id
+    (parent,) = client(uri).search_runs([number], "tags.`tsd.table` = 'table3'")
+    assert parent.info.run_name == "table3: Ablation studies on PC"
+    tags = client(uri).get_run(run_id).data.tags
+    assert tags["mlflow.parentRunId"] == parent.info.run_id  # the first of its tables that the suite makes
+    assert (tags["ablation"], tags["table3"], tags["table9"]) == ("tsd_pc", "tsd_pc", "small_tsd")
+    (found,) = client(uri).search_runs([number], "tags.table3 LIKE '%'")
+    assert found.info.run_id == run_id
+
+
 def test_a_run_deleted_in_mlflow_is_made_again(store):
     root, uri = store
     folder = make_run(root)

@@ -96,13 +96,25 @@ def test_both_runs_are_in_mlflow(finished):
 
     client = MlflowClient(tracking_uri=f"sqlite:///{finished}/mlflow.db")
     experiment = client.get_experiment_by_name("tsd-tiny")
-    runs = client.search_runs([experiment.experiment_id])
+    runs = client.search_runs([experiment.experiment_id], "tags.experiment LIKE '%'")
     assert {run.info.run_name for run in runs} == {"baseline seed0", "tsd_pc seed0"}
     for entry in runs:
         assert entry.info.status == "FINISHED"
         assert entry.data.metrics["AP50"] >= 0
         assert entry.data.params["schedule.epochs"] == "2"
         assert client.list_artifacts(entry.info.run_id, "pictures")
+    # A search for each table, and a parent run that holds it.
+    rows = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], "tags.table3 LIKE '%'")}
+    assert set(rows) == {"tsd_pc seed0"}
+    parent = client.get_run(rows["tsd_pc seed0"].data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name == "ablation: Ablation of TSD"
+    run("tsd", "mlflow", "sync", cwd=finished)
+    parents = client.search_runs([experiment.experiment_id], "tags.`tsd.table` LIKE '%'")
+    assert {entry.data.tags["tsd.table"] for entry in parents} == {"ablation", "table2", "table3"}
+    assert len(parents) == 3  # once each
+    for entry in parents:
+        names = {item.path for item in client.list_artifacts(entry.info.run_id)}
+        assert {f"{entry.data.tags['tsd.table']}.{kind}" for kind in ("md", "csv", "tex")} <= names
 
 
 def test_a_second_run_has_nothing_to_do(finished):

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,9 @@ from tsd.files import read_json, read_whole_lines, write_text
 
 KEY = "tsd.key"
 """Tag that identifies a run: suite/experiment/digest/seed<k>."""
+
+PARENT = "tsd.table"
+"""Tag of a table's parent run. A run hangs under the first of its tables, and has a tag ``table3 = row`` of each."""
 
 VIEW = "results"
 """Name of the run list's shared view, whose columns are the AP figures."""
@@ -66,8 +69,16 @@ def tracking_uri(root: Path) -> str:
     return uri
 
 
-def init(root: Path, uri: str, experiments: list[str]) -> list[str]:
-    """Create the store and its experiments; one process must do it before several write (sqlite's schema).
+def init(root: Path, uri: str, experiments: list[str], tables: Mapping[str, str] | None = None) -> list[str]:
+    """Create the store, its experiments, and in them a parent run per table.
+
+    One process must do it before several write: of sqlite's schema, and so that each parent is there once.
+
+    Args:
+        root: the repository.
+        uri: of the store.
+        experiments: names of MLflow experiments.
+        tables: names and titles of the tables.
 
     Returns:
         For each experiment the page of MLflow's UI that lists its runs with their AP columns, to be put behind the
@@ -77,6 +88,9 @@ def init(root: Path, uri: str, experiments: list[str]) -> list[str]:
     pages = []
     for name in experiments:
         number = _experiment_id(client, name, root, uri)
+        for table, title in (tables or {}).items():
+            if _parent(client, number, table) is None:
+                client.create_run(number, run_name=f"{table}: {title}", tags={PARENT: table})
         client.set_experiment_tag(number, f"mlflow.sharedViewState.{VIEW}", json.dumps({"selectedColumns": _COLUMNS}))
         pages.append(f"/#/experiments/{number}/runs?viewStateShareKey={VIEW}")
     return pages
@@ -98,11 +112,29 @@ def mirror(folder: Path, uri: str) -> bool:
 
 
 def sync_all(root: Path, uri: str, suite: str | None = None) -> SyncReport:
-    """Mirror every run folder under ``results/`` (of one suite, or of all)."""
+    """Mirror every run folder under ``results/`` (of one suite, or of all), and the tables to their parent runs."""
     report = SyncReport()
     for path in sorted((root / "results").glob(f"{suite or '*'}/runs/*/*/seed*/experiment.yaml")):
         (report.synced if mirror(path.parent, uri) else report.failed).append(path.parent)
+    with suppress(Exception):  # as for runs: what fails is said there, and done by the next sync
+        for folder in sorted((root / "results").glob(f"{suite or '*'}/tables")):
+            _upload_tables(root, uri, folder)
     return report
+
+
+def _upload_tables(root: Path, uri: str, folder: Path) -> None:
+    client = _client(uri)
+    number = _experiment_id(client, f"tsd-{folder.parent.name}", root, uri)
+    for path in sorted(folder.glob("*.md")):
+        if (parent := _parent(client, number, path.stem)) is not None:
+            for kind in ("md", "csv", "tex"):
+                client.log_artifact(parent, str(path.with_suffix(f".{kind}")))
+            client.set_terminated(parent, status="FINISHED")
+
+
+def _parent(client: Any, experiment_id: str, table: str) -> str | None:
+    found = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{table}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def sync_run(folder: Path, uri: str) -> str:
@@ -133,6 +165,12 @@ def sync_run(folder: Path, uri: str) -> str:
     params = {name: str(value)[:6000] for name, value in _flatten(described["params"])}
     new = [Param(name, value) for name, value in params.items() if name not in known]
     tags = _tags(described, environment, status)
+    rows = dict(reversed([row.split("/", 1) for row in described.get("tables", [])]))
+    tags |= rows
+    if rows and "mlflow.parentRunId" not in run.data.tags:
+        parents = (_parent(client, experiment_id, row.split("/")[0]) for row in described["tables"])
+        if (parent := next(filter(None, parents), None)) is not None:
+            tags["mlflow.parentRunId"] = parent
     changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
     client.log_batch(run_id, params=new[:100], tags=changed)
     for start in range(100, len(new), 100):
