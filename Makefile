@@ -29,6 +29,7 @@ demo: setup
 
 test: setup
 	python -m pytest -n $(CORES) --dist loadfile
+	python -m pytest -m slurm
 
 lint: setup
 	ruff check .

@@ -2,7 +2,8 @@
 
 Runs in a project, in double precision, three steps of each suite's only experiment on four pictures at a time, and
 saves the losses of each step and the last weights. In a suite whose name ends in ``-empty`` the first process sees
-pictures without ground truth.
+pictures without ground truth; in one whose name ends in ``-accumulate`` one process sees them two at a time, and
+sums their gradients before each step.
 """
 
 import datetime
@@ -53,7 +54,9 @@ def train(name: str, rank: int, world: int, out: Path) -> None:
     suite = load_suite(name)
     (experiment,) = suite.settings
     config = load_config(get_run(suite, experiment, 0, data_digest(suite)))
-    config.train_dataloader.batch_size = 4 // world
+    parts = 2 if name.endswith("-accumulate") else 1
+    config.train_dataloader.batch_size = 4 // world // parts
+    config.optim_wrapper.accumulative_counts = parts
     config.train_cfg.max_epochs = 1
     config.train_cfg.val_interval = 9
     config.work_dir = str(out / f"log{rank}")
@@ -65,8 +68,8 @@ def train(name: str, rank: int, world: int, out: Path) -> None:
     keep = Keep(name.endswith("-empty") and rank == 0)
     runner.register_hook(keep)
     runner.train()
-    assert runner.iter == STEPS
-    content = {"losses": keep.losses, "weights": runner.weights(1, STEPS)["state_dict"]}
+    assert runner.iter == STEPS * parts
+    content = {"losses": keep.losses, "weights": runner.weights(1, STEPS * parts)["state_dict"]}
     torch.save(content, out / f"{name}-{rank}of{world}.pth")
 
 

@@ -16,6 +16,9 @@ TOLERANCE = 1e-6
 """mmdet computes the RPN's classification loss in single precision whatever the model's."""
 
 EXPERIMENTS = ["baseline", "tsd_pc", "d_s16", "d_head", "mask_r50", "cascade_r50_tsd"]
+FIXED = ["baseline", "tsd_joint"]
+"""What is divided by numbers of samples only, which are the same in each picture; M_loc divides by positives."""
+
 WITHOUT_TRUTH = ["baseline", "tsd_pc", "mask_r50_tsd"]
 
 
@@ -59,14 +62,18 @@ def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = project_with_scenes(tmp_path_factory.mktemp("distributed") / "project", patch)
     both = {f"{name}-sync": suite_of(name, True) for name in EXPERIMENTS} | {"tsd_pc-own": suite_of("tsd_pc", False)}
+    fixed = {f"{name}-fixed": suite_of(name, True) for name in FIXED}  # the same draws everywhere
+    for suite in fixed.values():
+        suite["override"]["schedule"]["warmup_epochs"] = 0  # it counts what is seen at a time, not steps
+    accumulated = {name.replace("-fixed", "-accumulate"): suite for name, suite in fixed.items()}
     two = {f"{name}-sync-empty": suite_of(name, True) for name in WITHOUT_TRUTH}
     two |= {f"{name}-own-empty": suite_of(name, False) for name in WITHOUT_TRUTH}
-    for name, suite in (both | two).items():
+    for name, suite in (both | two | fixed | accumulated).items():
         (folder / "params" / "suites" / f"{name}.yaml").write_text(yaml.safe_dump(suite))
     out = folder / "out"
     out.mkdir()
-    train(folder, out, 1, list(both))
-    train(folder, out, 2, [*both, *two])
+    train(folder, out, 1, [*both, *fixed, *accumulated])
+    train(folder, out, 2, [*both, *two, *fixed])
 
     def load(name: str, world: int) -> list[dict]:
         return [torch.load(out / f"{name}-{rank}of{world}.pth", weights_only=True) for rank in range(world)]
@@ -90,6 +97,20 @@ def test_two_processes_are_one(results, experiment):
     for name, weight in one["weights"].items():
         assert torch.equal(two[0]["weights"][name], two[1]["weights"][name]), name
         torch.testing.assert_close(two[0]["weights"][name], weight, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("experiment", FIXED)
+def test_two_processes_are_gradient_accumulation(results, experiment):
+    """With normalisers that are fixed, four pictures at once, two in each of two processes, and twice two are one."""
+    (whole,), two = results(f"{experiment}-fixed", 1), results(f"{experiment}-fixed", 2)
+    (parts,) = results(f"{experiment}-accumulate", 1)
+    halves = [{"losses": parts["losses"][half::2]} for half in range(2)]
+    for step, expected in enumerate(mean_losses([whole])):
+        for other in (mean_losses(two)[step], mean_losses(halves)[step]):
+            assert other == pytest.approx(expected, abs=TOLERANCE), f"step {step}"
+    for name, weight in whole["weights"].items():
+        for other in (two[0], parts):
+            torch.testing.assert_close(other["weights"][name], weight, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_without_it_each_process_divides_by_its_own_counts(results):
