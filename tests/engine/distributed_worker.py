@@ -35,6 +35,26 @@ class Keep(Hook):
         self.losses.append({name: float(value) for name, value in outputs.items()})
 
 
+def register_halves() -> None:
+    """A batch sampler whose batches are the halves of what the project's sees at once."""
+    from mmengine.registry import DATA_SAMPLERS
+
+    from tsd.engine.adapters.loading import ResumableBatchSampler
+
+    @DATA_SAMPLERS.register_module()
+    class HalvesBatchSampler(ResumableBatchSampler):
+        def __init__(self, sampler, batch_size):
+            super().__init__(sampler, 2 * batch_size)
+
+        def __len__(self):
+            return 2 * super().__len__()
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch[: self.batch_size // 2]
+                yield batch[self.batch_size // 2 :]
+
+
 def nms_in_single_precision() -> None:
     """mmcv's CPU operator knows no other."""
     module = importlib.import_module("mmcv.ops.nms")
@@ -57,6 +77,8 @@ def train(name: str, rank: int, world: int, out: Path) -> None:
     parts = 2 if name.endswith("-accumulate") else 1
     config.train_dataloader.batch_size = 4 // world // parts
     config.optim_wrapper.accumulative_counts = parts
+    if parts == 2:
+        config.train_dataloader.batch_sampler.type = "HalvesBatchSampler"
     config.train_cfg.max_epochs = 1
     config.train_cfg.val_interval = 9
     config.work_dir = str(out / f"log{rank}")
@@ -84,6 +106,7 @@ def main() -> None:
             "gloo", init_method=f"file://{out}/store", rank=rank, world_size=world, timeout=limit
         )
     nms_in_single_precision()
+    register_halves()
     for name in sys.argv[4:]:
         train(name, rank, world, out)
     if world > 1:
