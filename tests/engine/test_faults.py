@@ -18,8 +18,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import copy_project, tsd
-from tests.engine.test_launch import prepared, project_with, start  # noqa: F401  (a fixture)
-from tests.engine.test_training import TRAIN, assert_same, result, run_folder, scenes, tiny, uninterrupted  # noqa: F401
+from tests.engine.test_launch import prepared, project_with, start, wait_for_step  # noqa: F401  (a fixture)
+from tests.engine.test_training import (  # noqa: F401
+    TRAIN,
+    assert_same,
+    result,
+    run_folder,
+    scenes,
+    tiny,
+    uninterrupted,
+)
 from tests.workflow.test_pipeline import edit, snakemake
 from tsd.engine import checkpoint, tracking
 
@@ -198,15 +206,18 @@ KILLS = int(os.environ.get("TSD_KILLS", "20"))
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing(tiny, uninterrupted):  # noqa: F811
-    """From the start of the program to its end; each killed training is gone on with and compared bit by bit."""
+    """While it trains and evaluates; each killed training is gone on with and compared bit by bit."""
     rng = random.Random(os.environ.get("TSD_KILL_SEED", "2020"))
+    process = start(sys.executable, "-m", "tsd.cli", *TRAIN)
+    wait_for_step(1, process, run_folder())
     started = time.monotonic()
-    assert tsd(*TRAIN).returncode == 0
+    assert process.wait(300) == 0
     whole = time.monotonic() - started
     outcomes = []
     for _ in range(KILLS):
         shutil.rmtree("results")
         process = start(sys.executable, "-m", "tsd.cli", *TRAIN)
+        wait_for_step(1, process, run_folder())
         time.sleep(rng.uniform(0, whole))
         process.send_signal(signal.SIGKILL)
         process.communicate()

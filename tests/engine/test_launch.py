@@ -101,8 +101,8 @@ def start(*command):
     )
 
 
-def wait_for_step(step: int, process) -> None:
-    log = run_folder() / "log.jsonl"
+def wait_for_step(step: int, process, folder: Path | None = None) -> None:
+    log = (folder or run_folder()) / "log.jsonl"
     deadline = time.monotonic() + 300
     while not (log.exists() and f'"step": {step},' in log.read_text()):
         assert process.poll() is None, process.stderr.read()[-2000:]

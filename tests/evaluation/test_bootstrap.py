@@ -1,0 +1,139 @@
+"""The bootstrap against pycocotools on data sets that really hold a picture several times, and against scipy."""
+
+import copy
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tsd.evaluation.bootstrap import Difference, average_precision, match, paired_difference
+from tsd.evaluation.coco import evaluate_coco
+
+
+def scenes(seed, pictures=12, classes=3, crowd=0.1):
+    """Instances, and the detections of a detector that is often a little off, on random pictures."""
+    rng = np.random.default_rng(seed)
+    annotations, found = [], []
+    for picture in range(1, pictures + 1):
+        for _ in range(rng.integers(0, 4)):
+            box = [*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)]
+            label = int(rng.integers(1, classes + 1))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": picture,
+                    "category_id": label,
+                    "bbox": [float(value) for value in box],
+                    "area": float(box[2] * box[3]),
+                    "iscrowd": int(rng.random() < crowd),
+                }
+            )
+            for _ in range(rng.integers(0, 3)):
+                moved = np.array(box) + rng.normal(0, 3, 4)
+                moved[2:] = np.abs(moved[2:]) + 1
+                guess = label if rng.random() < 0.8 else int(rng.integers(1, classes + 1))
+                entry = {"image_id": picture, "category_id": guess, "bbox": [float(v) for v in moved]}
+                found.append(entry | {"score": float(rng.random())})
+    truth = {
+        "images": [{"id": number, "width": 100, "height": 100} for number in range(1, pictures + 1)],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": str(number)} for number in range(1, classes + 1)],
+    }
+    return truth, found
+
+
+def repeated(truth, found, weights):
+    """The data set with each picture as many times as its weight says."""
+    many, boxes = copy.deepcopy(truth) | {"images": [], "annotations": []}, []
+    for image, weight in zip(truth["images"], weights, strict=True):
+        for _ in range(weight):
+            number = len(many["images"]) + 1
+            many["images"].append(image | {"id": number})
+            for entry in truth["annotations"]:
+                if entry["image_id"] == image["id"]:
+                    new = {"id": len(many["annotations"]) + 1, "image_id": number}
+                    many["annotations"].append(entry | new)
+            boxes += [entry | {"image_id": number} for entry in found if entry["image_id"] == image["id"]]
+    return many, boxes
+
+
+def by_iou(truth, found):
+    """AP at 0.5 and 0.75 and over all thresholds by pycocotools."""
+    metrics = evaluate_coco(truth, found, backend="pycocotools")["metrics"]
+    return [metrics[name] for name in ("AP", "AP50", "AP75")]
+
+
+def ours(truth, found, weights=None):
+    precision = average_precision(match(truth, found), weights)
+    return [precision.mean(), precision[0], precision[5]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_unweighted_it_is_pycocotools(seed):
+    truth, found = scenes(seed)
+    assert ours(truth, found) == pytest.approx(by_iou(truth, found), abs=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(0, 3), min_size=12, max_size=12))
+def test_a_weight_is_so_many_copies_of_the_picture(seed, weights):
+    truth, found = scenes(seed)
+    many, boxes = repeated(truth, found, weights)
+    counted = [entry for entry in many["annotations"] if not entry["iscrowd"]]
+    if counted:
+        assert ours(truth, found, np.array(weights)) == pytest.approx(by_iou(many, boxes), abs=1e-9)
+    else:
+        assert np.isnan(average_precision(match(truth, found), np.array(weights))).all()
+
+
+def test_without_detections_it_is_zero():
+    truth, _ = scenes(1)
+    assert ours(truth, []) == [0, 0, 0]
+
+
+def test_the_interval_is_that_of_a_slow_bootstrap():
+    """The same draws, each evaluated by pycocotools on a data set that holds the drawn pictures."""
+    truth, good = scenes(3)
+    worse = [entry | {"bbox": [entry["bbox"][0] + 4, *entry["bbox"][1:]]} for entry in good]
+    quick = paired_difference([match(truth, good)], [match(truth, worse)], np.mean, draws=40, seed=5)
+    rng = np.random.default_rng(5)
+    slow = []
+    for _ in range(40):
+        weights = np.bincount(rng.integers(12, size=12), minlength=12)
+        rng.integers(1, size=1)
+        slow.append(by_iou(*repeated(truth, good, weights))[0] - by_iou(*repeated(truth, worse, weights))[0])
+    low, high = np.percentile(slow, [2.5, 97.5])
+    assert (quick.low, quick.high) == pytest.approx((low, high), abs=1e-9)
+    assert quick.value == pytest.approx(by_iou(truth, good)[0] - by_iou(truth, worse)[0], abs=1e-9)
+
+
+def test_over_trainings_alone_it_is_scipys():
+    """One picture, so that only trainings vary: the percentile interval of the mean of paired differences."""
+    truth, found = scenes(7, pictures=1, classes=1, crowd=0)
+    assert truth["annotations"]
+    rng = np.random.default_rng(0)
+
+    def moved(shift):
+        noise = shift + rng.normal(0, 2)
+        return [entry | {"bbox": [entry["bbox"][0] + noise, *entry["bbox"][1:]]} for entry in found]
+
+    arms = [[match(truth, moved(shift)) for _ in range(6)] for shift in (1.0, 5.0)]
+    gains = [average_precision(a).mean() - average_precision(b).mean() for a, b in zip(*arms, strict=True)]
+    ours_ = paired_difference(*arms, np.mean, draws=4000)
+    theirs = scipy.stats.bootstrap((gains,), np.mean, method="percentile", n_resamples=4000, rng=1).confidence_interval
+    assert np.std(gains) > 0
+    assert ours_.value == pytest.approx(np.mean(gains))
+    assert (ours_.low, ours_.high) == pytest.approx(tuple(theirs), abs=0.1 * (theirs.high - theirs.low))
+
+
+def test_a_detector_does_not_differ_from_itself_and_bad_input_is_refused():
+    truth, found = scenes(2)
+    one = match(truth, found)
+    assert paired_difference([one], [one], np.mean, draws=20) == Difference(0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="the same trainings of both, got 2 and 1"):
+        paired_difference([one, one], [one], np.mean)
+    other = match(*scenes(2, pictures=5))
+    with pytest.raises(ValueError, match="the same pictures"):
+        paired_difference([one], [other], np.mean)

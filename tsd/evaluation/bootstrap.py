@@ -1,0 +1,183 @@
+"""How sure a difference between two detectors is: a paired bootstrap over pictures and over trainings.
+
+Detections are matched to objects once; a resampled set of pictures then only changes how much each picture counts. A
+picture that is drawn twice counts as two pictures with the same content do in pycocotools.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tsd.evaluation.coco import _plain, read_predictions
+
+Array = np.ndarray
+
+RECALLS = np.linspace(0, 1, 101)
+"""Where COCO reads the precision."""
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's IoU thresholds."""
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """Detections of one class, best score first, and its objects.
+
+    Attributes:
+        picture: (D,) index of each detection's picture.
+        true: (T, D) whether it matches an object, by IoU threshold.
+        false: (T, D) whether it counts as false; one that matches a crowd is neither.
+        objects: (P,) objects of each picture that count.
+    """
+
+    picture: Array
+    true: Array
+    false: Array
+    objects: Array
+
+
+@dataclass(frozen=True)
+class Matches:
+    """A detector's detections on a set of pictures, matched as COCO does (all sizes, 100 per picture)."""
+
+    pictures: int
+    classes: tuple[ClassMatches, ...]
+
+
+def match(truth: Mapping[str, Any], predictions: list[dict[str, Any]]) -> Matches:
+    """Match COCO results of boxes to COCO instances with pycocotools.
+
+    Raises:
+        InputError: predictions that are no COCO results of the annotations.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    results = read_predictions(predictions, truth, "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        index, found = COCO(), COCO()
+        index.dataset = _plain(truth)
+        index.createIndex()
+        if results:
+            found = index.loadRes([dict(result) for result in results])
+        else:
+            found.dataset = {**index.dataset, "annotations": []}
+            found.createIndex()
+        evaluation = COCOeval(index, found, "bbox")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+    number = len(evaluation.params.imgIds)
+    classes = []
+    for place in range(len(evaluation.params.catIds)):
+        classes.append(_class_matches(evaluation.evalImgs[place * number : (place + 1) * number]))
+    return Matches(number, tuple(classes))
+
+
+def _class_matches(pictures: Sequence[dict[str, Any] | None]) -> ClassMatches:
+    objects = np.zeros(len(pictures), dtype=np.int64)
+    scores, owners, hits, ignored = [np.zeros(0)], [np.zeros(0, np.int64)], [], []
+    empty = np.zeros((len(THRESHOLDS), 0), dtype=bool)
+    hits.append(empty)
+    ignored.append(empty)
+    for place, entry in enumerate(pictures):
+        if entry is None:
+            continue
+        objects[place] = int((np.asarray(entry["gtIgnore"]) == 0).sum())
+        scores.append(np.asarray(entry["dtScores"], dtype=float))
+        owners.append(np.full(len(entry["dtScores"]), place))
+        hits.append(np.asarray(entry["dtMatches"]).reshape(len(THRESHOLDS), -1) > 0)
+        ignored.append(np.asarray(entry["dtIgnore"]).reshape(len(THRESHOLDS), -1) > 0)
+    order = np.argsort(-np.concatenate(scores), kind="mergesort")
+    hit, skip = np.concatenate(hits, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
+    return ClassMatches(np.concatenate(owners)[order], hit & ~skip, ~hit & ~skip, objects)
+
+
+def average_precision(matches: Matches, weights: Array | None = None) -> Array:
+    """(T,) average precision by IoU threshold, over the classes that have an object.
+
+    Args:
+        matches: of a detector.
+        weights: (P,) how often each picture counts; None: once.
+
+    Returns:
+        Fractions; NaN if no picture that counts has an object.
+    """
+    weights = np.ones(matches.pictures, dtype=np.int64) if weights is None else weights
+    found = [_class_precision(part, weights) for part in matches.classes if weights @ part.objects]
+    return np.mean(found, axis=0) if found else np.full(len(THRESHOLDS), np.nan)
+
+
+def _class_precision(part: ClassMatches, weights: Array) -> Array:
+    own = weights[part.picture]
+    kept = own > 0
+    own = own[kept]
+    true, false = np.cumsum(part.true[:, kept] * own, axis=1), np.cumsum(part.false[:, kept] * own, axis=1)
+    if not true.shape[1]:
+        return np.zeros(len(THRESHOLDS))
+    recall = true / (weights @ part.objects)
+    precision = true / (true + false + np.spacing(1))
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    result = np.empty(len(THRESHOLDS))
+    for row in range(len(THRESHOLDS)):
+        places = np.searchsorted(recall[row], RECALLS, side="left")
+        reached = places[places < precision.shape[1]]
+        result[row] = precision[row, reached].sum() / len(RECALLS)
+    return result
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two detectors' figures, and the interval that holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_difference(
+    more: Sequence[Matches],
+    less: Sequence[Matches],
+    figure: Callable[[Array], float],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Bootstrap of the mean difference between two detectors, each trained with the same seeds.
+
+    Each draw takes pictures with replacement, the same for all trainings, and pairs of trainings with replacement. The
+    interval is between the 2.5th and the 97.5th percentile. A bootstrap of n trainings shows (n − 1) / n of their
+    variance; the draws' deviation that comes from the trainings is not corrected for it.
+
+    Args:
+        more: a detector's matches, by seed.
+        less: the other's, by the same seeds, on the same pictures.
+        figure: from (T,) average precisions to the figure.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no pairs, not as many trainings of one as of the other, or other pictures.
+    """
+    if not more or len(more) != len(less):
+        raise ValueError(f"expected the same trainings of both, got {len(more)} and {len(less)}")
+    if len({matches.pictures for matches in (*more, *less)}) != 1:
+        raise ValueError("expected the same pictures for all trainings")
+    rng = np.random.default_rng(seed)
+    number = more[0].pictures
+
+    def gains(weights: Array | None) -> Array:
+        pairs = zip(more, less, strict=True)
+        return np.array(
+            [figure(average_precision(a, weights)) - figure(average_precision(b, weights)) for a, b in pairs]
+        )
+
+    values = np.empty(draws)
+    for draw in range(draws):
+        weights = np.bincount(rng.integers(number, size=number), minlength=number)
+        values[draw] = gains(weights)[rng.integers(len(more), size=len(more))].mean()
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return Difference(float(gains(None).mean()), float(low), float(high))
