@@ -314,6 +314,13 @@ def _report(args: Args) -> int:
     return 0
 
 
+def _claims(args: Args) -> int:
+    from tsd.engine.judge import make_claims
+
+    print(make_claims(_suite(args), args.output, args.draws))
+    return 0
+
+
 def _explain(args: Args) -> int:
     from tsd.engine.results import explain
 
@@ -569,6 +576,15 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("target", type=Path, help="the file to write")
     verb.add_argument("--suite", default="released", help="a file of params/suites (default: %(default)s)")
     verb.add_argument("--experiment", required=True, help="an experiment of it, with coordinates: legacy")
+    verb = _add(
+        verbs,
+        "claims",
+        _claims,
+        "a suite's predictions → a verdict on each claim of the paper",
+    )
+    _suite_option(verb)
+    verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
+    verb.add_argument("--draws", type=int, default=1000, help="of each bootstrap (default: %(default)s)")
     verb = _add(verbs, "explain", _explain, "say of each run of a suite what its digest is and what is there")
     _suite_option(verb)
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")

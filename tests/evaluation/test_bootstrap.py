@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsd.evaluation.bootstrap import Difference, average_precision, match, paired_difference
+from tsd.evaluation.bootstrap import Difference, average_precision, match, paired_difference, resample
 from tsd.evaluation.coco import evaluate_coco
 
 
@@ -59,6 +59,10 @@ def repeated(truth, found, weights):
     return many, boxes
 
 
+def mean_ap(precision):
+    return precision.mean(axis=-1)
+
+
 def by_iou(truth, found):
     """AP at 0.5 and 0.75 and over all thresholds by pycocotools."""
     metrics = evaluate_coco(truth, found, backend="pycocotools")["metrics"]
@@ -97,12 +101,12 @@ def test_the_interval_is_that_of_a_slow_bootstrap():
     """The same draws, each evaluated by pycocotools on a data set that holds the drawn pictures."""
     truth, good = scenes(3)
     worse = [entry | {"bbox": [entry["bbox"][0] + 4, *entry["bbox"][1:]]} for entry in good]
-    quick = paired_difference([match(truth, good)], [match(truth, worse)], np.mean, draws=40, seed=5)
+    more, less = (resample(match(truth, found), 40, seed=5) for found in (good, worse))
+    quick = paired_difference([more], [less], mean_ap)
     rng = np.random.default_rng(5)
     slow = []
     for _ in range(40):
         weights = np.bincount(rng.integers(12, size=12), minlength=12)
-        rng.integers(1, size=1)
         slow.append(by_iou(*repeated(truth, good, weights))[0] - by_iou(*repeated(truth, worse, weights))[0])
     low, high = np.percentile(slow, [2.5, 97.5])
     assert (quick.low, quick.high) == pytest.approx((low, high), abs=1e-9)
@@ -119,10 +123,13 @@ def test_over_trainings_alone_it_is_scipys():
         noise = shift + rng.normal(0, 2)
         return [entry | {"bbox": [entry["bbox"][0] + noise, *entry["bbox"][1:]]} for entry in found]
 
-    arms = [[match(truth, moved(shift)) for _ in range(6)] for shift in (1.0, 5.0)]
-    gains = [average_precision(a).mean() - average_precision(b).mean() for a, b in zip(*arms, strict=True)]
-    ours_ = paired_difference(*arms, np.mean, draws=4000)
-    theirs = scipy.stats.bootstrap((gains,), np.mean, method="percentile", n_resamples=4000, rng=1).confidence_interval
+    arms = [[resample(match(truth, moved(shift)), 4000) for _ in range(6)] for shift in (1.0, 5.0)]
+    gains = np.array([a[0].mean() - b[0].mean() for a, b in zip(*arms, strict=True)])
+    ours_ = paired_difference(*arms, mean_ap)
+    widened = gains.mean() + (gains - gains.mean()) * np.sqrt(6 / 5)
+    theirs = scipy.stats.bootstrap(
+        (widened,), np.mean, method="percentile", n_resamples=4000, rng=1
+    ).confidence_interval
     assert np.std(gains) > 0
     assert ours_.value == pytest.approx(np.mean(gains))
     assert (ours_.low, ours_.high) == pytest.approx(tuple(theirs), abs=0.1 * (theirs.high - theirs.low))
@@ -130,10 +137,20 @@ def test_over_trainings_alone_it_is_scipys():
 
 def test_a_detector_does_not_differ_from_itself_and_bad_input_is_refused():
     truth, found = scenes(2)
-    one = match(truth, found)
-    assert paired_difference([one], [one], np.mean, draws=20) == Difference(0.0, 0.0, 0.0)
+    one = resample(match(truth, found), 20)
+    assert paired_difference([one], [one], mean_ap) == Difference(0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="the same trainings of both, got 2 and 1"):
-        paired_difference([one, one], [one], np.mean)
-    other = match(*scenes(2, pictures=5))
-    with pytest.raises(ValueError, match="the same pictures"):
-        paired_difference([one], [other], np.mean)
+        paired_difference([one, one], [one], mean_ap)
+    with pytest.raises(ValueError, match="the same draws"):
+        paired_difference([one], [resample(match(truth, found), 10)], mean_ap)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """Trainings that differ by chance alone: with ten pairs, the true difference is inside about 19 times in 20."""
+    rng = np.random.default_rng(4)
+    inside = 0
+    for _ in range(300):
+        tables = [np.repeat(rng.normal(0.3, 0.02, (1, 10)), 401, axis=0) for _ in range(20)]
+        found = paired_difference(tables[:10], tables[10:], mean_ap, seed=int(rng.integers(1000)))
+        inside += found.low <= 0 <= found.high
+    assert 270 <= inside <= 297

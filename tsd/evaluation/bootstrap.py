@@ -138,46 +138,47 @@ class Difference:
     high: float
 
 
+def resample(matches: Matches, draws: int, seed: int = 0) -> Array:
+    """(draws + 1, T) average precision: of all pictures, then of each draw of as many pictures with replacement.
+
+    With the same seed, all detectors on the same pictures get the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    number = matches.pictures
+    drawn = (np.bincount(rng.integers(number, size=number), minlength=number) for _ in range(draws))
+    return np.stack([average_precision(matches), *(average_precision(matches, weights) for weights in drawn)])
+
+
 def paired_difference(
-    more: Sequence[Matches],
-    less: Sequence[Matches],
-    figure: Callable[[Array], float],
-    *,
-    draws: int = 2000,
-    seed: int = 0,
+    more: Sequence[Array], less: Sequence[Array], figure: Callable[[Array], Array], *, seed: int = 0
 ) -> Difference:
     """Bootstrap of the mean difference between two detectors, each trained with the same seeds.
 
     Each draw takes pictures with replacement, the same for all trainings, and pairs of trainings with replacement. The
-    interval is between the 2.5th and the 97.5th percentile. A bootstrap of n trainings shows (n − 1) / n of their
-    variance; the draws' deviation that comes from the trainings is not corrected for it.
+    interval is between the 2.5th and the 97.5th percentile. A plain bootstrap of n trainings shows (n - 1) / n of
+    their variance: the deviations of the pairs from their mean are widened to make up for it. One pair has none; the
+    interval is then over pictures alone.
 
     Args:
-        more: a detector's matches, by seed.
-        less: the other's, by the same seeds, on the same pictures.
-        figure: from (T,) average precisions to the figure.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        more: by training, a detector's :func:`resample`.
+        less: the other's, of the same seeds of training, with the same draws.
+        figure: from (..., T) average precisions to the figure (...).
+        seed: of the draws of trainings.
 
     Raises:
-        ValueError: no pairs, not as many trainings of one as of the other, or other pictures.
+        ValueError: no pairs, not as many trainings of one as of the other, or other draws.
     """
     if not more or len(more) != len(less):
         raise ValueError(f"expected the same trainings of both, got {len(more)} and {len(less)}")
-    if len({matches.pictures for matches in (*more, *less)}) != 1:
-        raise ValueError("expected the same pictures for all trainings")
-    rng = np.random.default_rng(seed)
-    number = more[0].pictures
-
-    def gains(weights: Array | None) -> Array:
-        pairs = zip(more, less, strict=True)
-        return np.array(
-            [figure(average_precision(a, weights)) - figure(average_precision(b, weights)) for a, b in pairs]
-        )
-
-    values = np.empty(draws)
-    for draw in range(draws):
-        weights = np.bincount(rng.integers(number, size=number), minlength=number)
-        values[draw] = gains(weights)[rng.integers(len(more), size=len(more))].mean()
+    if len({table.shape for table in (*more, *less)}) != 1:
+        raise ValueError("expected the same draws for all trainings")
+    gains = np.stack([figure(a) - figure(b) for a, b in zip(more, less, strict=True)], axis=1)
+    value, gains = gains[0].mean(), gains[1:]
+    number = gains.shape[1]
+    means = gains.mean(axis=1, keepdims=True)
+    if number > 1:
+        gains = means + (gains - means) * np.sqrt(number / (number - 1))
+    pairs = np.random.default_rng(seed).integers(number, size=gains.shape)
+    values = np.take_along_axis(gains, pairs, axis=1).mean(axis=1)
     low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Difference(float(gains(None).mean()), float(low), float(high))
+    return Difference(float(value), float(low), float(high))

@@ -316,13 +316,19 @@ def _cell(column: dict[str, str], row: dict[str, Any], results: pd.DataFrame, re
     return Cell(metric, mean, std, len(values), paper, is_score, bool(row.get("quoted", False)))
 
 
-def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+def commit_notes(results: pd.DataFrame) -> list[str]:
+    """What a reader must know of the commits that runs were made at: columns ``git_commit`` and ``git_dirty``."""
     notes = []
     commits = sorted({str(commit)[:10] for commit in results["git_commit"].dropna()})
     if len(commits) > 1:
         notes.append(f"Rows were made at different commits: {', '.join(commits)}.")
     if results["git_dirty"].eq(True).any():
         notes.append("Some rows were made with uncommitted changes.")
+    return notes
+
+
+def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    notes = commit_notes(results)
     seeds = sorted({cell.n for row in rows for cell in row.cells if cell.is_score and cell.n})
     if seeds and seeds[-1] > 1:
         notes.append(f"Mean ± sample standard deviation over {' or '.join(map(str, seeds))} seeds.")
@@ -368,12 +374,13 @@ def to_text(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A table for a README."""
     head, body = _grid(table, "✓")
-    lines = [f"**{table.title}** ({table.source})", "", _pipes(head), _pipes(["---"] * len(head))]
-    lines += [_pipes(line) for line in body]
+    lines = [f"**{table.title}** ({table.source})", "", pipes(head), pipes(["---"] * len(head))]
+    lines += [pipes(line) for line in body]
     return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]) + "\n"
 
 
-def _pipes(cells: Sequence[str]) -> str:
+def pipes(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

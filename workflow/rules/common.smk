@@ -24,7 +24,7 @@ except InputError as error:
 RUNS = get_runs(SUITE, DATA_DIGEST)
 RESULTS = f"results/{SUITE.name}"
 METRICS = [str(run.metrics_file) for run in RUNS]
-ONLY_EXISTING = {"tables", "figures", "report"}
+ONLY_EXISTING = {"tables", "figures", "claims", "report"}
 
 
 # A dry run begins with what the suite will cost. Snakemake tells a Snakefile nothing of it but its command line.

@@ -65,6 +65,38 @@ for _name in TABLES:
             f"{RESULTS}/tables/{_name}.md",
 
 
+# Verdicts on what the paper says, from the predictions that are here.
+rule judge_claims:
+    input:
+        metrics=wanted_metrics,
+        claims="params/claims.yaml",
+        reported="params/reported.csv",
+    output:
+        f"{RESULTS}/claims.md",
+        report(
+            f"{RESULTS}/claims.csv",
+            category="Claims",
+            labels={"content": "claims of the paper"},
+            caption="../report/claims.rst",
+        ),
+    log:
+        f"logs/{SUITE.name}/judge_claims.log",
+    localrule: True
+    params:
+        suite=SUITE.name,
+    shell:
+        "tsd claims --suite {params.suite} --output {output[0]} > {log} 2>&1"
+
+
+# Open Images' metric knows one IoU threshold and no AP: nothing to judge.
+CLAIMS = [] if SUITE.is_openimages else rules.judge_claims.output
+
+
+rule claims:
+    input:
+        CLAIMS,
+
+
 rule list_runs:
     input:
         metrics=wanted_metrics,
@@ -88,4 +120,5 @@ rule report:
     input:
         rules.make_tables.output,
         rules.list_runs.output,
+        CLAIMS,
         f"{RESULTS}/figures/figures.json",

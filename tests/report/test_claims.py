@@ -1,0 +1,155 @@
+"""Claims of the paper: what the file says, verdicts, and the page of real predictions."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import ROOT, tsd
+from tests.evaluation.test_bootstrap import scenes
+from tests.workflow.test_pipeline import edit
+from tsd.engine.identity import data_digest
+from tsd.engine.params import get_runs, load_suite
+from tsd.errors import ParamsError
+from tsd.evaluation.coco import evaluate_coco
+from tsd.report.claims import Claim, Judgement, figure_of, format_claims, load_claims, paper_difference
+from tsd.report.tables import load_reported
+
+CLAIM = Claim("a", "A | is better", "Table 9", "one", "two", "AP")
+
+
+def test_every_claim_names_experiments_and_printed_rows():
+    experiments = list(yaml.safe_load((ROOT / "params/experiments.yaml").read_text())["experiments"])
+    claims = load_claims(ROOT / "params", experiments)
+    reported = load_reported(ROOT / "params")
+    assert len({claim.id for claim in claims}) == len(claims) >= 15
+    differences = {claim.id: paper_difference(claim, reported) for claim in claims}
+    assert differences["joint_training_helps"] == pytest.approx(0.015)  # Table 2: 39.7 and 38.2
+    assert differences["gain_grows_with_iou"] is None
+    printed = [value for value in differences.values() if value is not None]
+    assert all(value > 0 for value in printed)  # the paper's own figures bear out what it says
+
+
+def test_figures():
+    values = np.arange(10) / 10
+    assert figure_of("AP")(values) == pytest.approx(0.45)
+    assert figure_of("AP50")(values) == 0
+    assert figure_of("AP95")(np.stack([values, values + 1])) == pytest.approx([0.9, 1.9])
+    assert figure_of("AP80 - AP50")(values) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("name", ["AP51", "AP100", "ap", "AP50 - AP60 - AP70", "__import__('os')"])
+def test_an_unknown_figure_is_refused(name):
+    with pytest.raises(ValueError, match="expected"):
+        figure_of(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"figure": "AP51"}, r"claims\.a\.figure: expected AP, AP50"),
+        ({"more": "nobody"}, r"claims\.a\.more: no experiment 'nobody'"),
+        ({"extra": 1}, r"claims\.a: expected the keys figure, less, more, source, text"),
+        ({"reported": ["table1/tsd"]}, r"claims\.a\.reported: expected \[row of `more`, row of `less`\]"),
+        ({"text": None}, r"claims\.a\.text: expected a text"),
+    ],
+)
+def test_a_broken_claim_is_named(tmp_path, change, message):
+    good = {"text": "t", "source": "s", "more": "one", "less": "two", "figure": "AP"}
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"claims": {"a": good | change}}))
+    with pytest.raises(ParamsError, match=message):
+        load_claims(tmp_path, ["one", "two"])
+
+
+@pytest.mark.parametrize("text", ["", "- a", "claims: 1", "claims: [a", "claims: {a: 1}"])
+def test_a_broken_file_is_named(tmp_path, text):
+    (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=r"claims\.yaml"):
+        load_claims(tmp_path)
+
+
+def test_a_row_that_the_paper_does_not_print_is_named():
+    claim = Claim("a", "t", "s", "one", "two", "AP", ("table1/nobody", "table1/tsd"))
+    with pytest.raises(ParamsError, match=r"claims\.a\.reported: no AP of table1/nobody in reported\.csv"):
+        paper_difference(claim, load_reported(ROOT / "params"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.02, "supported"),
+        (-0.02, -0.01, "contradicted"),
+        (-0.01, 0.01, "not resolved"),
+        (0.0, 0.01, "not resolved"),
+        (None, None, "not run"),
+    ],
+)
+def test_verdicts(low, high, verdict):
+    judged = Judgement(CLAIM, 0.01, None if low is None else (low + high) / 2, low, high, (0,))
+    assert judged.verdict == verdict
+    line = format_claims([judged], "Title", ["note"]).splitlines()[4]
+    assert line.startswith("| A \\| is better (`one` − `two`) | Table 9 | AP | +1.0 |")
+    assert line.endswith(f"| {verdict} |")
+
+
+def read(path):
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+def predicted(run, found):
+    """What is left of a run's evaluation: predictions and its environment."""
+    run.predictions.parent.mkdir(parents=True)
+    run.predictions.write_text(json.dumps(found))
+    (run.folder / "environment.json").write_text(json.dumps({"git_commit": "c" * 40, "git_dirty": True}))
+
+
+def test_a_suite_is_judged_by_its_predictions(project):
+    """Two seeds of the baseline and of TSD; TSD's boxes are exact, the baseline's are off."""
+    truth, found = scenes(1)
+    edit(
+        project / "params/suites/tiny.yaml",
+        lambda suite: suite.update(seeds=[0, 1, 2], experiments=["baseline", "tsd", "tsd_joint"]),
+    )
+    suite = load_suite("tiny")
+    annotations = suite.split("val")[0]
+    annotations.parent.mkdir(parents=True)
+    annotations.write_text(json.dumps(truth))
+    exact = [
+        {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": entry["bbox"], "score": 0.9}
+        for entry in truth["annotations"]
+        if not entry["iscrowd"]
+    ]
+    given = {"baseline": found, "tsd": exact, "tsd_joint": exact}
+    for run in get_runs(suite, data_digest(suite)):
+        if run.experiment in given and (run.seed < 2 or run.experiment == "baseline"):
+            predicted(run, given[run.experiment])
+    done = tsd("claims", "--suite", "tiny", "--output", "out/claims.md", "--draws", "50")
+    assert done.returncode == 0, done.stderr
+    assert Path("out/claims.md").read_text() in done.stdout
+    lines = {line["claim"]: line for line in read("out/claims.csv")}
+    better = lines["tsd_over_sibling"]
+    expected = 1 - evaluate_coco(truth, found, backend="pycocotools")["metrics"]["AP"]
+    assert float(better["difference"]) == pytest.approx(expected)
+    assert (better["verdict"], better["seeds"]) == ("supported", "0 1")
+    same = lines["joint_training_helps"]
+    assert (same["verdict"], float(same["difference"]), same["paper"]) == ("not resolved", 0, "0.015")
+    assert lines["pc_helps"]["verdict"] == "not run"
+    assert lines["pc_helps"]["difference"] == ""
+    assert "Some rows were made with uncommitted changes." in done.stdout
+    assert "50 draws" in done.stdout
+
+
+def test_without_runs_every_claim_says_so(project):
+    done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
+    assert done.returncode == 0, done.stderr
+    assert {line["verdict"] for line in read("claims.csv")} == {"not run"}
+
+
+def test_open_images_has_no_claims(project):
+    done = tsd("claims", "--suite", "openimages-demo", "--output", "claims.md")
+    assert done.returncode == 2
+    assert "Open Images' metric" in done.stderr
+    assert not Path("claims.md").exists()

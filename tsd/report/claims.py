@@ -1,0 +1,179 @@
+"""The paper's claims as data, a verdict on each, and the page that shows them."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tsd.errors import ParamsError
+from tsd.report.tables import pipes
+
+KEYS = {"text", "source", "more", "less", "figure"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``more`` is said to be better than ``less`` in ``figure``.
+
+    Attributes:
+        id: key in ``params/claims.yaml``.
+        text: a sentence.
+        source: where the paper says it.
+        more: experiment.
+        less: experiment.
+        figure: ``AP``, ``AP50`` … ``AP95``, or a difference of two of them.
+        reported: rows of ``reported.csv``, as table/row, of both experiments; empty: the paper prints no figure.
+    """
+
+    id: str
+    text: str
+    source: str
+    more: str
+    less: str
+    figure: str
+    reported: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the runs say of a claim: fractions; None where nothing ran."""
+
+    claim: Claim
+    paper: float | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """``supported`` or ``contradicted`` if the whole interval is on one side of zero."""
+        if self.low is None or self.high is None:
+            return "not run"
+        if self.low > 0:
+            return "supported"
+        return "contradicted" if self.high < 0 else "not resolved"
+
+
+def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[Claim]:
+    """The claims of ``claims.yaml``.
+
+    Args:
+        params: folder.
+        experiments: names that a claim may use; None: any.
+
+    Raises:
+        ParamsError: broken file, unknown or missing key, unknown figure or experiment; names the claim.
+    """
+    path = params / "claims.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path}: {error}") from None
+    entries = content.get("claims") if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        raise ParamsError(f"{path}: claims: expected a mapping")
+    claims = []
+    for name, entry in entries.items():
+        where = f"{path}: claims.{name}"
+        if not isinstance(entry, dict) or not KEYS <= set(entry) <= KEYS | {"reported"}:
+            raise ParamsError(f"{where}: expected the keys {', '.join(sorted(KEYS))} and, if printed, reported")
+        for key in sorted(KEYS):
+            if not isinstance(entry[key], str):
+                raise ParamsError(f"{where}.{key}: expected a text, got {entry[key]!r}")
+        reported = entry.get("reported", [])
+        if not isinstance(reported, list) or len(reported) not in (0, 2):
+            raise ParamsError(f"{where}.reported: expected [row of `more`, row of `less`]")
+        try:
+            figure_of(entry["figure"])
+        except ValueError as error:
+            raise ParamsError(f"{where}.figure: {error}") from None
+        for key in ("more", "less"):
+            if experiments is not None and entry[key] not in experiments:
+                raise ParamsError(f"{where}.{key}: no experiment {entry[key]!r} in {params / 'experiments.yaml'}")
+        claims.append(Claim(str(name), **{key: entry[key] for key in KEYS}, reported=tuple(reported)))
+    return claims
+
+
+def figure_of(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """From (..., 10) average precisions at IoU 0.5, 0.55 … 0.95 to a figure (...).
+
+    Raises:
+        ValueError: an unknown figure.
+    """
+    parts = [_one_figure(part) for part in name.split(" - ")]
+    if len(parts) > 2:
+        raise ValueError(f"expected a figure or a difference of two, got {name!r}")
+    return parts[0] if len(parts) == 1 else lambda values: parts[0](values) - parts[1](values)
+
+
+def _one_figure(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    if name == "AP":
+        return lambda values: values.mean(axis=-1)
+    found = re.fullmatch(r"AP(\d\d)", name)
+    place, rest = divmod(int(found[1]) - 50, 5) if found else (-1, 0)
+    if not 0 <= place < 10 or rest:
+        raise ValueError(f"expected AP, AP50, AP55 … AP95 or a difference of two, got {name!r}")
+    return lambda values: values[..., place]
+
+
+def paper_difference(claim: Claim, reported: pd.DataFrame) -> float | None:
+    """The paper's own difference, a fraction; None where it prints none.
+
+    Raises:
+        ParamsError: a row that ``reported.csv`` does not have.
+    """
+    if not claim.reported:
+        return None
+    values = []
+    for row in claim.reported:
+        table, _, name = row.partition("/")
+        chosen = (reported["table"] == table) & (reported["row"] == name) & (reported["metric"] == claim.figure)
+        if chosen.sum() != 1:
+            raise ParamsError(
+                f"params/claims.yaml: claims.{claim.id}.reported: no {claim.figure} of {row} in reported.csv"
+            )
+        values.append(float(reported.loc[chosen, "value"].iloc[0]))
+    return round((values[0] - values[1]) / 100, 6)
+
+
+def format_claims(judgements: Sequence[Judgement], title: str, notes: Sequence[str]) -> str:
+    """The page, in Markdown; figures in percent points."""
+    head = ["claim", "source", "figure", "paper's Δ", "our Δ, 95 % interval", "seeds", "verdict"]
+    lines = [f"# {title}", "", pipes(head), pipes(["---"] * len(head))]
+    for judged in judgements:
+        claim = judged.claim
+        ours = "not run"
+        if judged.value is not None and judged.low is not None and judged.high is not None:
+            ours = f"{100 * judged.value:+.1f} [{100 * judged.low:+.1f}, {100 * judged.high:+.1f}]"
+        paper = "" if judged.paper is None else f"{100 * judged.paper:+.1f}"
+        sides = f"{claim.text} (`{claim.more}` − `{claim.less}`)"
+        cells = [sides, claim.source, claim.figure, paper, ours, str(len(judged.seeds) or ""), judged.verdict]
+        lines.append(pipes(cells))
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
+
+
+def to_csv(judgements: Sequence[Judgement]) -> str:
+    """A line per claim; fractions in full precision."""
+    lines = [
+        {
+            "claim": judged.claim.id,
+            "text": judged.claim.text,
+            "source": judged.claim.source,
+            "more": judged.claim.more,
+            "less": judged.claim.less,
+            "figure": judged.claim.figure,
+            "paper": judged.paper,
+            "difference": judged.value,
+            "low": judged.low,
+            "high": judged.high,
+            "seeds": " ".join(map(str, judged.seeds)),
+            "verdict": judged.verdict,
+        }
+        for judged in judgements
+    ]
+    return pd.DataFrame(lines).to_csv(index=False)
