@@ -322,9 +322,17 @@ def _claims(args: Args) -> int:
 
 
 def _explain(args: Args) -> int:
-    from tsd.engine.results import explain
+    from tsd.engine.explain import explain, explain_rows, what_if
 
-    print(explain(_suite(args)))
+    suite = _suite(args)
+    if args.row is not None and args.table is None:
+        raise InputError("tsd explain: a row needs its table")
+    if args.table:
+        print(explain_rows(suite, args.table, args.row))
+    elif not args.set:
+        print(explain(suite))
+    if args.set:
+        print(what_if(suite, args.set, args.experiment or suite.experiments))
     return 0
 
 
@@ -585,8 +593,16 @@ def _parser() -> argparse.ArgumentParser:
     _suite_option(verb)
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
     verb.add_argument("--draws", type=int, default=1000, help="of each bootstrap (default: %(default)s)")
-    verb = _add(verbs, "explain", _explain, "say of each run of a suite what its digest is and what is there")
+    verb = _add(verbs, "explain", _explain, "say what a suite's runs, or a table's cells, come from")
     _suite_option(verb)
+    verb.add_argument("table", nargs="?", help='a table: "Table 3" or table3; default: a line per run')
+    verb.add_argument("row", nargs="?", help="one of its rows: id, label or experiment (default: all)")
+    verb.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="say what would be made anew if the setting were changed"
+    )
+    verb.add_argument(
+        "--experiment", action="append", help="of --set: in whose entry (repeatable; default: all of the suite)"
+    )
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")
     _suite_option(verb)
     verb.add_argument("--yes", action="store_true", help="remove them")

@@ -1,8 +1,10 @@
 """Tables by hand-worked numbers."""
 
+import io
 import json
 import math
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -26,15 +28,27 @@ REPORTED = pd.DataFrame(
 )
 
 
+RUN = {
+    "suite": "s",
+    "experiment": "one",
+    "seed": 0,
+    "git_commit": "c",
+    "git_dirty": False,
+    "digest": "d",
+    "data_digest": "e",
+    "predictions_sha256": "f",
+}
+"""What a metrics file says of its run."""
+
+
 def results(*runs):
     """(experiment, seed, AP, AP50, commit) → long form."""
     records = [
-        {"experiment": e, "seed": s, "git_commit": c, "git_dirty": False, "digest": "d", "metric": m, "value": v}
+        RUN | {"experiment": e, "seed": s, "git_commit": c, "run": f"s/{e}/d/seed{s}", "metric": m, "value": v}
         for e, s, ap, ap50, c in runs
         for m, v in (("AP", ap), ("AP50", ap50))
     ]
-    columns = ["experiment", "seed", "git_commit", "git_dirty", "digest", "metric", "value"]
-    return pd.DataFrame(records, columns=columns)
+    return pd.DataFrame(records, columns=tables.RESULT_COLUMNS)
 
 
 def build(*runs):
@@ -87,8 +101,9 @@ def test_a_figure_that_the_paper_does_not_give_is_empty():
     assert (cell.measured, cell.reported, cell.delta) == ("60.0", "", "")
 
 
-def test_an_undefined_figure_is_not_a_zero():
-    assert build(("one", 0, None, 0.6, "c")).rows[0].cells[0].measured == "not run"
+def test_a_figure_without_objects_to_measure_it_on_is_neither_zero_nor_not_run():
+    cell = build(("one", 0, None, 0.6, "c")).rows[0].cells[0]
+    assert (cell.measured, cell.reported, cell.delta) == ("no objects", "41.0", "")
 
 
 def test_different_commits_are_footnoted():
@@ -126,12 +141,27 @@ def test_csv_keeps_full_precision(tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".md", ".tex"]
 
 
+def test_each_cell_leads_to_its_runs():
+    frame = results(("one", 0, 0.40, 0.60, "c"), ("one", 1, 0.42, 0.64, "c"))
+    table = tables.build_table("t", DEFINITION, frame, REPORTED, "a note")
+    runs = ("s/one/d/seed0", "s/one/d/seed1")
+    assert [cell.runs for row in table.rows for cell in row.cells] == [runs, runs, (), ()]
+    written = pd.read_csv(io.StringIO(tables.to_csv(table)))
+    assert written["runs"].fillna("").tolist() == [" ".join(runs)] * 2 + [""] * 2
+    page = ElementTree.fromstring("<body>" + tables.to_html([table], frame).split("</style>")[1] + "</body>")
+    links = [link.get("href") for link in page.iter("a")]
+    assert links == ["#s/one/d/seed0"] * 2
+    lines = {line.get("id"): [cell.text for cell in line] for line in page.iter("tr") if line.get("id")}
+    assert lines == {run: [run, "c", "e", "f"] for run in runs}
+
+
 def test_results_are_read_from_metrics_files(tmp_path):
     path = tmp_path / "metrics.json"
-    run = {"experiment": "one", "seed": 3, "git_commit": "c", "git_dirty": True, "digest": "d"}
+    run = RUN | {"seed": 3, "git_dirty": True}
     path.write_text(json.dumps({"run": run, "metrics": {"AP": 0.5}, "scale_iou": {"small": {"0.50": 0.25}}}))
     frame = tables.collect_results([path])
     assert dict(zip(frame["metric"], frame["value"], strict=True)) == {"AP": 0.5, "small_0.50": 0.25}
+    assert set(frame["run"]) == {"s/one/d/seed3"}
     path.write_text("{}")
     with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: missing key 'run'"):
         tables.collect_results([path])
@@ -197,7 +227,7 @@ def test_a_table_without_a_key_is_named(tmp_path: Path):
 
 def test_the_run_time_is_shown_with_the_machine_it_was_measured_on(tmp_path):
     definition = DEFINITION | {"columns": [{"label": "runtime ms", "metric": "runtime_ms", "unit": "ms"}]}
-    run = {"experiment": "one", "seed": 0, "git_commit": "c", "git_dirty": False, "digest": "d"}
+    run = RUN
     timed = run | {"runtime": {"median_ms": 174.94, "pictures": 3, "device": "a GPU"}}
     for name, facts in (("timed", timed), ("untimed", run | {"experiment": "two"})):
         (tmp_path / f"{name}.json").write_text(json.dumps({"run": facts, "metrics": {"AP": 0.4}}))
@@ -220,7 +250,7 @@ def external(tmp_path, *rows):
 
 
 def run_file(tmp_path, experiment="tsd_pc", digest="abc"):
-    run = {"experiment": experiment, "seed": 0, "git_commit": "c", "git_dirty": False, "digest": digest}
+    run = RUN | {"experiment": experiment, "digest": digest}
     path = tmp_path / f"{experiment}.json"
     path.write_text(json.dumps({"run": run, "metrics": {}}))
     return path

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -192,6 +192,11 @@ class Run:
         return self.eval_folder / f"predictions.{self.suite.predictions_suffix}"
 
     @property
+    def key(self) -> str:
+        """Its name among all runs, and the value of MLflow's tag ``tsd.key``."""
+        return f"{self.suite.name}/{self.experiment}/{self.digest}/seed{self.seed}"
+
+    @property
     def metrics_file(self) -> Path:
         """The published copy of the run's metrics, which tables read and DVC versions."""
         name = f"{self.experiment}-seed{self.seed}-{self.digest}-{self.test_digest}.json"
@@ -213,8 +218,14 @@ class Run:
         }
 
 
-def load_suite(name: str, root: Path = Path(".")) -> Suite:
+def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] | None = None) -> Suite:
     """Read, validate and merge a suite.
+
+    Args:
+        name: of its file.
+        root: of the repository.
+        edits: settings to lay over entries of ``experiments.yaml``, as an edit of the file would: what extends an
+            edited experiment inherits them.
 
     Raises:
         ParamsError: unknown suite or experiment, unknown key, wrong type; names file and key.
@@ -228,6 +239,13 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
         known = sorted(path.stem for path in suite_file.parent.glob("*.yaml"))
         raise ParamsError(f"{suite_file}: no such suite; there are: {', '.join(known)}{_hint(name, known)}")
     book = _read(experiments_file, schemas["experiments"])
+    for experiment, edit in (edits or {}).items():
+        if experiment not in book["experiments"]:
+            known = book["experiments"]
+            raise ParamsError(f"{experiments_file}: no experiment {experiment!r}{_hint(experiment, known)}")
+        book["experiments"][experiment] = _merge(book["experiments"][experiment], edit)
+    if edits:
+        _validate(book, schemas["experiments"], f"{experiments_file}, edited")
     raw = _read(suite_file, schemas["suite"])
     recipe = raw.get("recipe", "paper")
     if recipe not in book["recipes"]:
@@ -278,7 +296,12 @@ def load_suite(name: str, root: Path = Path(".")) -> Suite:
 
 def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]:
     """The experiment's settings after those that it extends, eldest first."""
-    lineage: list[Settings] = []
+    names = _ancestors(book, name, file)
+    return [{key: value for key, value in book[name].items() if key != "extends"} for name in reversed(names)]
+
+
+def _ancestors(book: dict[str, Settings], name: str, file: Path) -> list[str]:
+    """The experiment and those that it extends in turn."""
     names: list[str] = []
     while name:
         if name in names:
@@ -286,9 +309,8 @@ def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]
         if name not in book:
             raise ParamsError(f"{file}: experiments.{names[-1]}.extends: no experiment {name!r}{_hint(name, book)}")
         names.append(name)
-        lineage.insert(0, {key: value for key, value in book[name].items() if key != "extends"})
         name = book[name].get("extends", "")
-    return lineage
+    return names
 
 
 def _check_scenes(data: dict[str, Any], where: Path) -> None:
@@ -312,6 +334,19 @@ def _relevant(settings: Settings) -> Settings:
     for key in {"senet154": ["depth"], "mobilenet_v2": ["depth", "base_channels"]}.get(kind, []):
         settings["backbone"].pop(key, None)
     return settings
+
+
+def lineage(experiment: str, root: Path = Path(".")) -> list[str]:
+    """The experiment and those that it extends in turn.
+
+    Raises:
+        ParamsError: broken file, unknown experiment, or a circle.
+    """
+    path = root / "params" / "experiments.yaml"
+    book = _read(path, _schemas(root)["experiments"])["experiments"]
+    if experiment not in book:
+        raise ParamsError(f"{path}: no experiment {experiment!r}{_hint(experiment, book)}")
+    return _ancestors(book, experiment, path)
 
 
 def suites(root: Path = Path(".")) -> list[str]:
@@ -374,15 +409,19 @@ class _Loader(yaml.SafeLoader):
 
 def _read(path: Path, validator: Draft202012Validator) -> Any:
     content = read_yaml(path)
+    _validate(content, validator, str(path))
+    return content
+
+
+def _validate(content: Any, validator: Draft202012Validator, where: str) -> None:
     odd = next(_not_plain(content), None)
     if odd:
-        raise ParamsError(f"{path}: {odd}")
+        raise ParamsError(f"{where}: {odd}")
     errors = list(_leaves(validator.iter_errors(content)))
     if errors:
         # A wrong value can make its neighbours look unknown (data.format), never the other way round.
         first = min(errors, key=lambda error: error.validator in ("additionalProperties", "required"))
-        raise ParamsError(f"{path}: {_sentence(first)}")
-    return content
+        raise ParamsError(f"{where}: {_sentence(first)}")
 
 
 def _not_plain(content: Any, key: str = "", above: tuple[int, ...] = ()) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from tsd.engine.identity import data_digest
-from tsd.engine.params import Run, Suite, get_runs
+from tsd.engine.params import Suite, get_runs
 from tsd.files import read_json, write_json, write_text
 from tsd.report import tables
 
@@ -61,7 +61,7 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
     ]
     for table in made:
         tables.write_table(table, out)
-    write_text(out / "tables.html", tables.to_html(made))
+    write_text(out / "tables.html", tables.to_html(made, results))
     (out.parent / "metrics").mkdir(exist_ok=True)  # DVC wants the folder also where nothing was run
     means = (
         results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
@@ -182,26 +182,6 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def explain(suite: Suite) -> str:
-    """A line per run of the suite: digest, folder, and what is there of it."""
-    lines = [f"data digest {data_digest(suite)}, recipe {suite.recipe}"]
-    for run in get_runs(suite, data_digest(suite)):
-        lines.append(f"{run.experiment:12s} seed{run.seed}  {_state(run):34s} {run.folder}")
-    return "\n".join(lines)
-
-
-def _state(run: Run) -> str:
-    if run.metrics_file.exists():
-        return "evaluated"
-    if (run.folder / "checkpoint.pth").exists():
-        return "trained, to be evaluated"
-    status = run.folder / "status.json"
-    if status.exists():
-        content = read_json(status)
-        return f"{content['status'].lower()}, resumes" + (f": {content['error']}" if content["error"] else "")
-    return "to be trained"
 
 
 def stale_runs(suite: Suite) -> list[Path]:

@@ -137,6 +137,22 @@ def _parent(client: Any, experiment_id: str, table: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+def find_run(root: Path, uri: str, suite: str, key: str) -> str | None:
+    """Id of the MLflow run that mirrors a run; None if there is none, or no store yet.
+
+    Raises:
+        Exception: whatever MLflow raises where its server can't be reached.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None
+    client = _client(uri)
+    experiment = client.get_experiment_by_name(f"tsd-{suite}")
+    if experiment is None:
+        return None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 def sync_run(folder: Path, uri: str) -> str:
     """Bring MLflow in step with a run's folder; returns the MLflow run's id. Doing it again changes nothing.
 

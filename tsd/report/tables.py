@@ -4,9 +4,10 @@ Everything here is a function of its arguments: metrics in, text out.
 """
 
 import csv
+import html
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from tsd.errors import InputError, ParamsError
 from tsd.files import read_json, write_text
 
 NOT_RUN = "not run"
-RESULT_COLUMNS = ["experiment", "seed", "git_commit", "git_dirty", "digest", "device", "metric", "value"]
+NO_OBJECTS = "no objects"
+RUN_COLUMNS = ["experiment", "seed", "git_commit", "git_dirty", "digest", "run", "data_digest", "predictions_sha256"]
+RESULT_COLUMNS = [*RUN_COLUMNS, "device", "metric", "value"]
 OF_MODELS = ("params_m", "gmacs")
 """Metrics that need no training."""
 
@@ -31,7 +34,8 @@ class Cell:
     """One figure: mean and sample standard deviation over ``n`` runs, and the paper's.
 
     In percent if it is a score (``is_score``), which an untrained model has not; else in the column's ``unit``. A
-    ``quoted`` one is another paper's method, which this project does not run.
+    ``quoted`` one is another paper's method, which this project does not run. One with runs and without a mean had no
+    objects to be measured on (of that size).
     """
 
     metric: str
@@ -41,6 +45,8 @@ class Cell:
     paper: float | None
     is_score: bool = True
     quoted: bool = False
+    runs: tuple[str, ...] = ()
+    """What was measured on, each as suite/experiment/digest/seedN: MLflow's tag ``tsd.key``."""
 
     @property
     def difference(self) -> float | None:
@@ -49,9 +55,9 @@ class Cell:
 
     @property
     def measured(self) -> str:
-        """As printed: ``not run``, ``41.0`` or ``41.0 ± 0.2``; nothing for a quoted one."""
+        """As printed: ``not run``, ``no objects``, ``41.0`` or ``41.0 ± 0.2``; nothing for a quoted one."""
         if self.mean is None:
-            return "" if self.quoted else NOT_RUN
+            return "" if self.quoted else NO_OBJECTS if self.runs else NOT_RUN
         return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
 
     @property
@@ -211,7 +217,7 @@ def external_results(external: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.
     for row in external.to_dict("records"):
         run = known.get((row["experiment"], row["digest"]))
         if run is not None:
-            facts = {key: run[key] for key in ("experiment", "seed", "git_commit", "git_dirty", "digest")}
+            facts = _of_run(run)
             records.append({**facts, "metric": row["metric"], "value": row["value"]})
             notes.append(f"{row['metric']} of {row['experiment']}: {row['server']}, {row['date']}.")
         elif row["experiment"] in {run["experiment"] for run in runs}:
@@ -222,8 +228,14 @@ def external_results(external: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.
     return pd.DataFrame(records, columns=RESULT_COLUMNS), notes
 
 
+def _of_run(run: dict[str, Any]) -> dict[str, Any]:
+    """Columns :data:`RUN_COLUMNS` of what a metrics file says of its run."""
+    key = f"{run['suite']}/{run['experiment']}/{run['digest']}/seed{run['seed']}"
+    return {name: run[name] for name in RUN_COLUMNS if name != "run"} | {"run": key}
+
+
 def collect_results(files: Sequence[Path]) -> pd.DataFrame:
-    """All figures of some metrics.json files: columns experiment, seed, metric, value, git_commit, git_dirty.
+    """All figures of some metrics.json files: columns :data:`RESULT_COLUMNS`.
 
     Raises:
         InputError: a file is no run's metrics; names file and key.
@@ -233,7 +245,7 @@ def collect_results(files: Sequence[Path]) -> pd.DataFrame:
         content = read_json(path)
         try:
             run, metrics = content["run"], content["metrics"]
-            facts = {key: run[key] for key in ("experiment", "seed", "git_commit", "git_dirty", "digest")}
+            facts = _of_run(run)
             runtime = run.get("runtime")
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not the metrics of a run: missing key {error}") from None
@@ -305,7 +317,8 @@ def build_table(
 def _cell(column: dict[str, str], row: dict[str, Any], results: pd.DataFrame, reported: pd.DataFrame) -> Cell:
     """A row's ``prefix`` stands before the column's metric: an area, or another split; the paper's may do without."""
     metric, is_score = row.get("prefix", "") + column["metric"], "unit" not in column
-    values = results.loc[results["metric"] == metric, "value"].dropna().astype(float) * (PERCENT if is_score else 1)
+    measured = results[results["metric"] == metric]
+    values = measured["value"].dropna().astype(float) * (PERCENT if is_score else 1)
     paper = None
     if "reported" in row:
         table, source = row["reported"].split("/")
@@ -313,7 +326,8 @@ def _cell(column: dict[str, str], row: dict[str, Any], results: pd.DataFrame, re
         paper = next((float(own[name]) for name in (metric, column["metric"]) if name in own.index), None)
     mean = statistics.fmean(values) if len(values) else None
     std = statistics.stdev(values) if len(values) > 1 else None
-    return Cell(metric, mean, std, len(values), paper, is_score, bool(row.get("quoted", False)))
+    runs = tuple(measured["run"].dropna())
+    return Cell(metric, mean, std, len(values), paper, is_score, bool(row.get("quoted", False)), runs)
 
 
 def commit_notes(results: pd.DataFrame) -> list[str]:
@@ -425,34 +439,61 @@ def _escape(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A table for programs: one line per row and metric, full precision."""
+    """A table for programs: one line per row and metric, full precision, and the runs that it comes from."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "metric", "mean", "std", "n", "paper", "difference"])
+    writer.writerow(["row", "metric", "mean", "std", "n", "paper", "difference", "runs"])
     for row in table.rows:
         for cell in row.cells:
             numbers = (cell.mean, cell.std, cell.n, cell.paper, cell.difference)
-            writer.writerow([row.id, cell.metric, *("" if value is None else value for value in numbers)])
+            plain = ("" if value is None else value for value in numbers)
+            writer.writerow([row.id, cell.metric, *plain, " ".join(cell.runs)])
     return buffer.getvalue()
 
 
-def to_html(tables: Sequence[Table]) -> str:
-    """All tables on one page."""
-    import html
+def to_html(tables: Sequence[Table], results: pd.DataFrame) -> str:
+    """All tables on one page; a measured cell leads to its runs, which stand below.
 
+    Args:
+        tables: in order.
+        results: from :func:`collect_results`.
+    """
     parts = ["<!doctype html><meta charset='utf-8'><title>Tables</title>"]
     parts.append(
         "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:.4em}"
         "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}"
+        "a{color:inherit}:target{background:#ffd}"
         "td:first-child,th:first-child{text-align:left}p{color:#555;margin:.1em}</style>"
     )
     for table in tables:
-        head, body = _grid(table, "✓")
+        head, _ = _grid(table, "✓")
         parts.append(f"<h2>{html.escape(table.title)} ({html.escape(table.source)})</h2><table>")
-        parts.append("<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>")
-        parts += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in body]
+        parts.append(_line("th", map(html.escape, head)))
+        parts += [_line("td", _html_cells(row)) for row in table.rows]
         parts.append("</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in table.notes))
-    return "\n".join(parts) + "\n"
+    runs = results[RUN_COLUMNS].dropna(subset=["run"]).drop_duplicates("run")
+    parts.append("<h2 id='runs'>Runs</h2><p>A run's name is the value of the tag tsd.key in MLflow.</p><table>")
+    parts.append(_line("th", ("run", "git commit", "data digest", "SHA-256 of the predictions")))
+    for run in runs.to_dict("records"):
+        commit = f"{run['git_commit']}{', with uncommitted changes' if run['git_dirty'] else ''}"
+        cells = (run["run"], commit, run["data_digest"], run["predictions_sha256"])
+        line = _line("td", (html.escape(str(cell)) for cell in cells))
+        parts.append(line.replace("<tr>", f"<tr id='{html.escape(run['run'], quote=True)}'>", 1))
+    return "\n".join([*parts, "</table>"]) + "\n"
+
+
+def _line(tag: str, cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _html_cells(row: Row) -> Iterator[str]:
+    yield html.escape(row.label)
+    yield from ("✓" if mark else "" for mark in row.marks)
+    for cell in row.cells:
+        text = html.escape(cell.measured)
+        title = html.escape("\n".join(cell.runs), quote=True)
+        yield f"<a href='#{html.escape(cell.runs[0], quote=True)}' title='{title}'>{text}</a>" if cell.runs else text
+        yield from map(html.escape, (cell.reported, cell.delta))
 
 
 def write_table(table: Table, folder: Path) -> None:
