@@ -321,6 +321,17 @@ def _claims(args: Args) -> int:
     return 0
 
 
+def _sensitivity(args: Args) -> int:
+    from tsd.engine.sensitivity import draw
+    from tsd.report.sensitivity import agreement
+
+    found = draw(_run(args), args.checkpoint, args.picture, args.instance, args.grid, args.output)
+    correlation = agreement(found)
+    said = "one of the maps is flat" if correlation is None else f"correlation of the two maps {correlation:.2f}"
+    print(f"{args.output}: a {found.instance.name} in {found.instance.image}, {said}")
+    return 0
+
+
 def _explain(args: Args) -> int:
     from tsd.engine.explain import explain, explain_rows, what_if
 
@@ -494,6 +505,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--limit", type=int, help="only the first pictures")
     verb.add_argument("--annotations", type=Path, help="COCO JSON of other pictures: image_info_test-dev2017.json")
     verb.add_argument("--images", type=Path, help="their folder")
+
+    verb = _add(verbs, "sensitivity", _sensitivity, "checkpoint → where an instance is classified and localised well")
+    _run_options(verb)
+    verb.add_argument("--checkpoint", type=Path, help="default: the run's own")
+    verb.add_argument("--picture", help="id of a val picture (default: one with an instance of a tenth of its area)")
+    verb.add_argument("--instance", type=int, default=0, help="of the picture's instances, from 0 (default: 0)")
+    verb.add_argument("--grid", type=_positive, default=33, help="positions along each side (default: %(default)s)")
+    verb.add_argument("--output", type=Path, required=True, help="PNG; beside it the maps as .npz")
 
     evaluate = verbs.add_parser("evaluate", help="predictions → metrics.json").add_subparsers(
         required=True, metavar="PROTOCOL"

@@ -69,7 +69,14 @@ def test_the_run_leaves_metrics_tables_figures_and_the_list_of_runs(finished):
     assert table[table["row"] == "tsd_pc"]["n"].tolist() == [1, 1, 1]
     assert table[table["row"] == "tsd_joint"]["n"].tolist() == [0, 0, 0]
     assert "not run" in (results / "tables/table2.md").read_text()
-    assert {path.name for path in (results / "figures/pictures").iterdir()} >= {"figure5.png", "figure6.png"}
+    assert {path.name for path in (results / "figures/pictures").iterdir()} >= {
+        "figure1.png",
+        "figure5.png",
+        "figure6.png",
+    }
+    verdicts = pd.read_csv(results / "claims.csv").set_index("claim")["verdict"]
+    assert verdicts["tsd_pc_over_sibling"] in {"supported", "contradicted", "not resolved"}
+    assert verdicts["pc_helps"] == "not run"
     assert len(pd.read_csv(results / "report/runs.csv")) == 2
     assert len(pd.read_csv(results / "training.csv")) == 4
 

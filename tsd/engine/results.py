@@ -10,14 +10,16 @@ from typing import Any
 import pandas as pd
 
 from tsd.engine.identity import data_digest
-from tsd.engine.params import Suite, get_runs
+from tsd.engine.params import Run, Suite, get_runs
 from tsd.files import read_json, write_json, write_text
 from tsd.report import tables
 
 PARAMS = Path("params")
 
 SCENES = 5000
-"""Validation pictures among which those of Figure 5 are looked for."""
+"""Validation pictures among which those of Figures 1 and 5 are looked for."""
+
+CHECKPOINT = "checkpoint.pth"
 
 
 def run_folder(run: dict[str, Any]) -> Path:
@@ -126,9 +128,38 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
         done["training_curves"] = "loss and AP50 during training"
     else:
         done["figure6"] = "not run"
+    done["figure1"] = _figure1(suite, files, definitions["figure1"], pictures)
     done["figure4"] = _figure4(files, definitions["figure4"], pictures)
     done["figure5"] = _figure5(suite, files, known, definitions["figure5"], pictures)
     write_json(out / "figures.json", done)
+
+
+def _figure1(suite: Suite, files: Sequence[Path], definition: dict[str, Any], pictures: Path) -> str:
+    from tsd.engine.record import annotated_pictures
+    from tsd.engine.sensitivity import choose, measure
+    from tsd.report.sensitivity import agreement, figure1
+
+    if suite.is_openimages:
+        return "not drawn: for classes of COCO"
+    wanted = [definition["baseline"], *definition["tsd"]]
+    trained: dict[str, Run] = {}
+    for run in get_runs(suite, data_digest(suite)):
+        if run.experiment in wanted and run.metrics_file in files and (run.folder / CHECKPOINT).exists():
+            trained.setdefault(run.experiment, run)
+    shown = [name for name in (definition["baseline"], next(filter(trained.get, definition["tsd"]), None)) if name]
+    if definition["baseline"] not in trained:
+        return "not run, or its checkpoint is not here"
+    instances = choose(islice(annotated_pictures(suite.data), SCENES), definition["instances"])
+    found = {
+        name: measure(trained[name], trained[name].folder / CHECKPOINT, instances, definition["grid"]) for name in shown
+    }
+    figure1(found, pictures / "figure1.png")
+    said = {name: [agreement(one) for one in several] for name, several in found.items()}
+    text = "; ".join(
+        f"{name} {', '.join('flat' if value is None else f'{value:.2f}' for value in values)}"
+        for name, values in said.items()
+    )
+    return f"{definition['title']}; correlation of the two maps: {text}"
 
 
 def _figure4(files: Sequence[Path], definition: dict[str, Any], pictures: Path) -> str:
