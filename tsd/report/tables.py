@@ -6,6 +6,7 @@ Everything here is a function of its arguments: metrics in, text out.
 import csv
 import html
 import io
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -430,12 +431,26 @@ _LATEX = {
     "±": "$\\pm$",
     "Δ": "$\\Delta$",
     "†": "$\\dagger$",
+    "−": "$-$",
+    "×": "$\\times$",
+    "…": "\\ldots{}",
+    "–": "--",
+    "—": "---",
+    "\u2190": "$\\leftarrow$",
+    "\u2192": "$\\rightarrow$",
 }
 _LATEX |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 
 
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    """Text for LaTeX; a letter with a hat of its own (P̂) becomes mathematics."""
+    parts = re.split("(.\u0302)", text)
+    return "".join(
+        f"$\\hat{{\\mathrm{{{part[0]}}}}}$"
+        if part.endswith("\u0302")
+        else "".join(_LATEX.get(letter, letter) for letter in part)
+        for part in parts
+    )
 
 
 def to_csv(table: Table) -> str:
