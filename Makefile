@@ -20,7 +20,6 @@ setup: .venv/.ready
 demo: setup
 	snakemake --cores $(CORES) --config suite=$(SUITE)
 	@cat results/$(SUITE)/tables/ablation.md
-	@snakemake --cores 1 --config suite=$(SUITE) --report results/$(SUITE)/report.html --quiet all
 	@echo
 	@echo "tables    results/$(SUITE)/tables/"
 	@echo "figures   results/$(SUITE)/figures/pictures/"

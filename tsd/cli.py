@@ -307,10 +307,17 @@ def _figures(args: Args) -> int:
     return 0
 
 
-def _report(args: Args) -> int:
+def _runs(args: Args) -> int:
     from tsd.engine.results import make_run_list
 
     make_run_list(_suite(args), args.metrics, args.output)
+    return 0
+
+
+def _report(args: Args) -> int:
+    from tsd.engine.results import make_report
+
+    make_report(_suite(args), args.output)
     return 0
 
 
@@ -583,7 +590,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, text in (
         ("tables", _tables, "metrics.json files → tables as CSV, Markdown and LaTeX"),
         ("figures", _figures, "metrics, logs and predictions → figures"),
-        ("runs", _report, "metrics.json files → the list of runs for the HTML report"),
+        ("runs", _runs, "metrics.json files → the list of runs for the HTML report"),
     ):
         verb = _add(verbs, name, function, text)
         _suite_option(verb)
@@ -612,6 +619,9 @@ def _parser() -> argparse.ArgumentParser:
     _suite_option(verb)
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
     verb.add_argument("--draws", type=int, default=1000, help="of each bootstrap (default: %(default)s)")
+    verb = _add(verbs, "report", _report, "a suite's claims, tables, figures and runs → one HTML file")
+    _suite_option(verb)
+    verb.add_argument("--output", type=Path, required=True, help="the HTML file")
     verb = _add(verbs, "explain", _explain, "say what a suite's runs, or a table's cells, come from")
     _suite_option(verb)
     verb.add_argument("table", nargs="?", help='a table: "Table 3" or table3; default: a line per run')

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import copy_project
+from tests.engine.browser import visit
 
 BIN = Path(sys.executable).parent
 
@@ -151,7 +155,27 @@ def test_new_times_alone_train_nothing(finished, tmp_path):
     assert "train_detector" not in planned(folder)
 
 
-def test_the_html_report_shows_tables_figures_and_runs(finished):
+def test_a_browser_shows_the_report(finished):
+    """Everything in one file: read in a folder that holds nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Path(folder, "report.html")
+        shutil.copy(finished / "results/tiny/report.html", alone)
+        shot = finished / "report.png"
+        words = ["Claims of the paper", "Ablation studies on PC", "figure6", "training_curves", "Environment"]
+        text = visit(alone.as_uri(), words, shot)
+    assert shot.stat().st_size > 20_000
+    for metrics in (finished / "results/tiny/metrics").iterdir():
+        run = json.loads(metrics.read_text())["run"]
+        assert f"tiny/{run['experiment']}/{run['digest']}/seed0" in text
+        assert run["predictions_sha256"] in text
+    assert "tsd_pc − baseline" in text
+    assert "not run" in text
+    page = (finished / "results/tiny/report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert not re.search(r"(src|href)='(?!#|data:)", page)
+
+
+def test_snakemakes_own_report_can_be_made(finished):
     snakemake(options=["--report", "report.html"], cwd=finished)
     text = (finished / "report.html").read_text()
     for word in ("Tables", "Figures", "Runs", "figure5", "all tables"):

@@ -11,8 +11,10 @@ import pandas as pd
 
 from tsd.engine.identity import data_digest
 from tsd.engine.params import Run, Suite, get_runs
+from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
 from tsd.report import tables
+from tsd.report.page import Picture, page, report
 
 PARAMS = Path("params")
 
@@ -20,6 +22,20 @@ SCENES = 5000
 """Validation pictures among which those of Figures 1 and 5 are looked for."""
 
 CHECKPOINT = "checkpoint.pth"
+
+ENVIRONMENT = (
+    "device",
+    "processes",
+    "hostname",
+    "platform",
+    "python",
+    "torch",
+    "mmcv",
+    "mmdet",
+    "git_commit",
+    "git_dirty",
+)
+"""Of a run's environment.json, what its report shows."""
 
 
 def run_folder(run: dict[str, Any]) -> Path:
@@ -63,7 +79,7 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
     ]
     for table in made:
         tables.write_table(table, out)
-    write_text(out / "tables.html", tables.to_html(made, results))
+    write_text(out / "tables.html", page("Tables", tables.to_html(made, results)))
     (out.parent / "metrics").mkdir(exist_ok=True)  # DVC wants the folder also where nothing was run
     means = (
         results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
@@ -101,6 +117,56 @@ def make_run_list(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> No
     columns = ["experiment", "seed", "digest", "git_commit", "git_dirty"]
     frame = pd.DataFrame(lines) if lines else pd.DataFrame(columns=columns)
     write_text(out, frame.round(4).to_csv(index=False))
+
+
+def make_report(suite: Suite, output: Path) -> None:
+    """Write the suite's claims, tables, figures, runs and environments as one HTML file.
+
+    Args:
+        suite: whose results; its tables, figures and claims have been made.
+        output: the file.
+
+    Raises:
+        InputError: tables or figures have not been made.
+    """
+    folder = Path("results", suite.name)
+    drawn: dict[str, str] = read_json(folder / "figures" / "figures.json")
+    pictures = {name: folder / "figures" / "pictures" / f"{name}.png" for name in drawn}
+    found = [
+        Picture(name, text, pictures[name].read_bytes()) for name, text in drawn.items() if pictures[name].exists()
+    ]
+    missing = {name: text for name, text in drawn.items() if not pictures[name].exists()}
+    claims: list[dict[str, str]] = []
+    if (folder / "claims.csv").exists():
+        claims = pd.read_csv(folder / "claims.csv", dtype=str, keep_default_na=False).to_dict("records")
+    table_page = folder / "tables" / "tables.html"
+    if not table_page.exists():
+        raise InputError(f"{table_page}: no such file; `snakemake --config suite={suite.name} -- report` makes all")
+    body = table_page.read_text(encoding="utf-8").split("<body>")[1].split("</body>")[0]
+    write_text(
+        output,
+        report(
+            f"{suite.name}: Revisiting the Sibling Head in Object Detector",
+            suite.description,
+            claims,
+            body,
+            found,
+            missing,
+            _environments(suite),
+        ),
+    )
+
+
+def _environments(suite: Suite) -> list[dict[str, Any]]:
+    """What the suite's runs were made with: a line per machine and set of versions, with the number of its runs."""
+    kinds: dict[str, int] = {}
+    for run in get_runs(suite, data_digest(suite)):
+        path = run.folder / "environment.json"
+        if path.exists():
+            facts = {key: value for key, value in read_json(path).items() if key in ENVIRONMENT}
+            text = json.dumps(facts, sort_keys=True)
+            kinds[text] = kinds.get(text, 0) + 1
+    return [{"runs": number, **json.loads(text)} for text, number in kinds.items()]
 
 
 def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> None:

@@ -8,7 +8,7 @@ import html
 import io
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 
 from tsd.errors import InputError, ParamsError
 from tsd.files import read_json, write_text
+from tsd.report.page import grid
 
 NOT_RUN = "not run"
 NO_OBJECTS = "no objects"
@@ -467,38 +468,27 @@ def to_csv(table: Table) -> str:
 
 
 def to_html(tables: Sequence[Table], results: pd.DataFrame) -> str:
-    """All tables on one page; a measured cell leads to its runs, which stand below.
+    """All tables, for a page; a measured cell leads to its runs, which stand below.
 
     Args:
         tables: in order.
         results: from :func:`collect_results`.
     """
-    parts = ["<!doctype html><meta charset='utf-8'><title>Tables</title>"]
-    parts.append(
-        "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:.4em}"
-        "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}"
-        "a{color:inherit}:target{background:#ffd}"
-        "td:first-child,th:first-child{text-align:left}p{color:#555;margin:.1em}</style>"
-    )
+    parts = []
     for table in tables:
         head, _ = _grid(table, "✓")
-        parts.append(f"<h2>{html.escape(table.title)} ({html.escape(table.source)})</h2><table>")
-        parts.append(_line("th", map(html.escape, head)))
-        parts += [_line("td", _html_cells(row)) for row in table.rows]
-        parts.append("</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in table.notes))
+        parts.append(f"<h2>{html.escape(table.title)} ({html.escape(table.source)})</h2>")
+        parts.append(grid(map(html.escape, head), map(_html_cells, table.rows)))
+        parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
     runs = results[RUN_COLUMNS].dropna(subset=["run"]).drop_duplicates("run")
-    parts.append("<h2 id='runs'>Runs</h2><p>A run's name is the value of the tag tsd.key in MLflow.</p><table>")
-    parts.append(_line("th", ("run", "git commit", "data digest", "SHA-256 of the predictions")))
+    parts.append("<h2 id='runs'>Runs</h2><p>A run's name is the value of the tag tsd.key in MLflow.</p>")
+    lines = []
     for run in runs.to_dict("records"):
         commit = f"{run['git_commit']}{', with uncommitted changes' if run['git_dirty'] else ''}"
-        cells = (run["run"], commit, run["data_digest"], run["predictions_sha256"])
-        line = _line("td", (html.escape(str(cell)) for cell in cells))
-        parts.append(line.replace("<tr>", f"<tr id='{html.escape(run['run'], quote=True)}'>", 1))
-    return "\n".join([*parts, "</table>"]) + "\n"
-
-
-def _line(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+        key = html.escape(run["run"], quote=True)
+        others = (html.escape(str(cell)) for cell in (commit, run["data_digest"], run["predictions_sha256"]))
+        lines.append([f"<span id='{key}'>{key}</span>", *others])
+    return "\n".join([*parts, grid(("run", "git commit", "data digest", "SHA-256 of the predictions"), lines)])
 
 
 def _html_cells(row: Row) -> Iterator[str]:

@@ -72,8 +72,8 @@ rule judge_claims:
         claims="params/claims.yaml",
         reported="params/reported.csv",
     output:
-        f"{RESULTS}/claims.md",
-        report(
+        page=f"{RESULTS}/claims.md",
+        data=report(
             f"{RESULTS}/claims.csv",
             category="Claims",
             labels={"content": "claims of the paper"},
@@ -85,7 +85,7 @@ rule judge_claims:
     params:
         suite=SUITE.name,
     shell:
-        "tsd claims --suite {params.suite} --output {output[0]} > {log} 2>&1"
+        "tsd claims --suite {params.suite} --output {output.page} > {log} 2>&1"
 
 
 # Open Images' metric knows one IoU threshold and no AP: nothing to judge.
@@ -116,9 +116,25 @@ rule list_runs:
         "tsd runs --suite {params.suite} --metrics {input.metrics} --output {output} > {log} 2>&1"
 
 
-rule report:
+# One file for readers. `snakemake --report FILE` makes Snakemake's own, with the rules and their code.
+rule make_report:
     input:
         rules.make_tables.output,
         rules.list_runs.output,
         CLAIMS,
         f"{RESULTS}/figures/figures.json",
+        f"{RESULTS}/figures/pictures",
+    output:
+        f"{RESULTS}/report.html",
+    log:
+        f"logs/{SUITE.name}/make_report.log",
+    localrule: True
+    params:
+        suite=SUITE.name,
+    shell:
+        "tsd report --suite {params.suite} --output {output} > {log} 2>&1"
+
+
+rule report:
+    input:
+        rules.make_report.output,
