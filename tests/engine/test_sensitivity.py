@@ -93,15 +93,17 @@ def test_positions_stay_in_the_picture():
     assert y.tolist() == pytest.approx([0, 17.5, 35, 52.5, 70])
 
 
-def test_the_instance_of_a_tenth_of_its_picture_is_chosen(given):
-    run, _, _, _ = given("baseline")
-    every = list(annotated_pictures(run.suite.data))
-    shares = [
-        abs(np.log(np.prod(box[2:] - box[:2]) / 64**2 / 0.1)) for _, _, boxes, _ in every for box in np.asarray(boxes)
+def test_a_whole_instance_of_a_tenth_of_its_picture_is_chosen(tmp_path):
+    """Pictures of 100 x 100: shares 0.09 and 0.16, then one that the border cuts, then a whole one of 0.25."""
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    pictures = [
+        (1, np.array([[10, 10, 50, 50], [20, 20, 50, 50.0]]), ["large", "near"]),
+        (2, np.array([[0, 10, 31, 42.0]]), ["cut"]),
+        (3, np.array([[0, 10, 31, 42], [10, 10, 60, 60.0]]), ["cut", "whole"]),
     ]
-    first, second = choose(every, 2)
-    assert abs(np.log(np.prod(first.box[2:] - first.box[:2]) / 64**2 / 0.1)) == pytest.approx(min(shares))
-    assert first.image_id != second.image_id
+    given = [(number, tmp_path / "a.png", boxes, names) for number, boxes, names in pictures]
+    assert [(one.image_id, one.name) for one in choose(given, 5)] == [(1, "near"), (3, "whole"), (2, "cut")]
+    assert len(choose(given, 2)) == 2
 
 
 def test_agreement():

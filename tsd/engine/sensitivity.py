@@ -107,17 +107,19 @@ def _moved(box: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def choose(pictures: Iterable[Annotated], count: int) -> list[Instance]:
     """Instances to look at: of each picture the one whose share of it is nearest to :data:`SHARE`, the nearest first.
 
-    Larger ones leave no room to move a proposal, smaller ones are a few cells of the pyramid. The order of the
-    pictures decides between equals.
+    Larger ones leave no room to move a proposal, smaller ones are a few cells of the pyramid. Those that the picture's
+    border cuts come last. The order of the pictures decides between equals.
     """
     found = []
     for image_id, image, boxes, names in pictures:
         with Image.open(image) as picture:
-            area = picture.width * picture.height
-        distance = np.abs(np.log((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) / area / SHARE))
-        best = int(distance.argmin())
-        found.append((float(distance[best]), Instance(image_id, image, boxes[best], names[best])))
-    return [instance for _, instance in sorted(found, key=lambda entry: entry[0])[:count]]
+            width, height = picture.size
+        cut = (boxes < 1).any(axis=1) | (boxes[:, 2] > width - 1) | (boxes[:, 3] > height - 1)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        distance = np.abs(np.log(area / (width * height) / SHARE))
+        best = int(np.lexsort((distance, cut))[0])
+        found.append((bool(cut[best]), float(distance[best]), Instance(image_id, image, boxes[best], names[best])))
+    return [instance for _, _, instance in sorted(found, key=lambda entry: entry[:2])[:count]]
 
 
 def find(pictures: Iterable[Annotated], picture: str, place: int) -> Instance:

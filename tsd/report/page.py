@@ -11,7 +11,8 @@ STYLE = (
     "table{border-collapse:collapse;margin-bottom:.4em;display:block;overflow-x:auto}"
     "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}a{color:inherit}:target{background:#ffd}"
     "td:first-child,th:first-child{text-align:left}p{color:#555;margin:.2em}img{max-width:100%}figure{margin:1em 0}"
-    "#claims td,#environment td{text-align:left}.supported{color:#15703a}.contradicted{color:#b3261e}"
+    "#claims td,#claims th,#environment td,#environment th{text-align:left}"
+    ".supported{color:#15703a}.contradicted{color:#b3261e}"
     "figcaption{color:#555}nav a{margin-right:1em}"
 )
 
