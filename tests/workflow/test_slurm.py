@@ -37,7 +37,7 @@ def suite_of(content):
     content["resources"] = {"gpu": 1, "threads": 1, "mem_mb": 2500, "runtime": 1, "workers": 0}
 
 
-RETRIES = 8
+RETRIES = 4
 """More than the rule's two, for slow machines: a minute holds the start of three programs and then some training."""
 
 
@@ -90,7 +90,7 @@ def finished(tmp_path_factory, environment):
 
 def snakemake(folder, environment, *options):
     own = {key: value for key, value in environment.items() if key not in ("MLFLOW_TRACKING_URI", "TSD_WEIGHTS")}
-    command = ["timeout", "-k", "20", "2400", "snakemake", "--profile", "slurm", *PROFILE, *options]
+    command = ["timeout", "-k", "20", "1500", "snakemake", "--profile", "slurm", *PROFILE, *options]
     command += ["--config", "suite=tiny"]
     return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
 
