@@ -37,7 +37,7 @@ def suite_of(content):
     content["resources"] = {"gpu": 1, "threads": 1, "mem_mb": 2500, "runtime": 1, "workers": 0}
 
 
-RETRIES = 4
+RETRIES = 3
 """More than the rule's two, for slow machines: a minute holds the start of three programs and then some training."""
 
 
