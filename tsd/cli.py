@@ -161,7 +161,7 @@ def _predict(args: Args) -> int:
     from tsd.engine.predict import predict
 
     run = _run(args)
-    source = args.checkpoint or run.folder / "checkpoint.pth"
+    source = args.checkpoint or run.checkpoint
     output = args.output or run.predictions
     if bool(args.annotations) != bool(args.images):
         raise InputError("tsd predict: --annotations and --images go together")
@@ -610,15 +610,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("target", type=Path, help="the file to write")
     verb.add_argument("--suite", default="released", help="a file of params/suites (default: %(default)s)")
     verb.add_argument("--experiment", required=True, help="an experiment of it, with coordinates: legacy")
-    verb = _add(
-        verbs,
-        "claims",
-        _claims,
-        "a suite's predictions → a verdict on each claim of the paper",
-    )
+    verb = _add(verbs, "claims", _claims, "a suite's predictions → a verdict on each claim of the paper")
     _suite_option(verb)
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
-    verb.add_argument("--draws", type=int, default=1000, help="of each bootstrap (default: %(default)s)")
+    verb.add_argument("--draws", type=_positive, default=1000, help="of each bootstrap (default: %(default)s)")
     verb = _add(verbs, "report", _report, "a suite's claims, tables, figures and runs → one HTML file")
     _suite_option(verb)
     verb.add_argument("--output", type=Path, required=True, help="the HTML file")

@@ -46,7 +46,7 @@ def _number(count: int, word: str) -> str:
 
 
 def _trained(run: Run) -> bool:
-    return (run.folder / "checkpoint.pth").exists()
+    return run.checkpoint.exists()
 
 
 def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> str:

@@ -20,8 +20,9 @@ PARAMS = Path("params")
 
 def explain(suite: Suite) -> str:
     """A line per run of the suite: digest, folder, and what is there of it."""
-    lines = [f"data digest {data_digest(suite)}, recipe {suite.recipe}"]
-    for run in get_runs(suite, data_digest(suite)):
+    digest = data_digest(suite)
+    lines = [f"data digest {digest}, recipe {suite.recipe}"]
+    for run in get_runs(suite, digest):
         lines.append(f"{run.experiment:12s} seed{run.seed}  {_state(run):34s} {run.folder}")
     return "\n".join(lines)
 
@@ -29,7 +30,7 @@ def explain(suite: Suite) -> str:
 def _state(run: Run) -> str:
     if run.metrics_file.exists():
         return "evaluated"
-    if (run.folder / "checkpoint.pth").exists():
+    if run.checkpoint.exists():
         return "trained, to be evaluated"
     status = run.folder / "status.json"
     if status.exists():
@@ -52,7 +53,9 @@ def explain_rows(suite: Suite, table: str, row: str | None = None) -> str:
     name, definition = _find_table(table)
     rows = _find_rows(name, definition, row)
     reported = tables.load_reported(PARAMS)
-    files = [run.metrics_file for run in get_runs(suite, data_digest(suite)) if run.metrics_file.exists()]
+    digest = data_digest(suite)
+    runs = get_runs(suite, digest)
+    files = [run.metrics_file for run in runs if run.metrics_file.exists()]
     built = tables.build_table(name, definition | {"rows": rows}, tables.collect_results(files), reported, "")
     lines = [f"{definition['title']} ({definition['source']}, {name} in {PARAMS}/tables.yaml), suite {suite.name}"]
     for described, shown in zip(rows, built.rows, strict=True):
@@ -60,8 +63,8 @@ def explain_rows(suite: Suite, table: str, row: str | None = None) -> str:
         for column, cell in zip(definition["columns"], shown.cells, strict=True):
             paper = f"; the paper: {cell.reported} ({PARAMS}/reported.csv, {described['reported']})"
             lines.append(f"  {column['label']}: {cell.measured or 'quoted'}{paper if cell.reported else ''}")
-        lines += _of_experiment(suite, described.get("experiment"))
-    return "\n".join([*lines, "", *_of_data(suite)])
+        lines += _of_experiment(suite, described.get("experiment"), runs)
+    return "\n".join([*lines, "", *_of_data(suite, digest)])
 
 
 def _find_table(name: str) -> tuple[str, dict[str, Any]]:
@@ -82,16 +85,16 @@ def _find_rows(table: str, definition: Mapping[str, Any], row: str | None) -> li
     return [entry for entry in rows if entry in found]
 
 
-def _of_experiment(suite: Suite, experiment: str | None) -> Iterator[str]:
+def _of_experiment(suite: Suite, experiment: str | None, runs: Sequence[Run]) -> Iterator[str]:
     if experiment is None:
         yield "  another paper's method: no run"
         return
     chain = " ← ".join([*lineage(experiment), "defaults"])
     yield f"  experiment {experiment}: {PARAMS}/experiments.yaml, {chain}; recipe {suite.recipe}; suite's override"
-    runs = [run for run in get_runs(suite, data_digest(suite)) if run.experiment == experiment]
-    if not runs:
+    own = [run for run in runs if run.experiment == experiment]
+    if not own:
         yield f"  not among the experiments of {PARAMS}/suites/{suite.name}.yaml"
-    for run in runs:
+    for run in own:
         yield f"  run {run.key}: {_state(run)}"
         yield from (f"    {name:12s} {text}" for name, text in _chain(run))
 
@@ -109,7 +112,7 @@ def _chain(run: Run) -> Iterator[tuple[str, str]]:
         predictions += ", the file that the metrics are of" if same else ", CHANGED since the metrics were taken"
     yield "predictions", predictions
     yield "evaluation", f"test digest {run.test_digest}: settings test"
-    yield "checkpoint", _place(run.folder / "checkpoint.pth")
+    yield "checkpoint", _place(run.checkpoint)
     yield "training", f"digest {run.digest}: all other settings, recipe, data ({run.folder / 'experiment.yaml'})"
     if facts:
         dirty = " with uncommitted changes" if facts["git_dirty"] else ""
@@ -124,14 +127,14 @@ def _place(path: Path) -> str:
 def _mlflow(run: Run) -> str:
     uri = tracking_uri(run.suite.root)
     try:
-        number = find_run(run.suite.root, uri, run.suite.name, run.key)
+        number = find_run(uri, run.suite.name, run.key)
     except Exception as error:  # whatever a server that is down makes of a request
         return f"{uri} can't be asked ({type(error).__name__})"
     return f"run {number} of experiment tsd-{run.suite.name}" if number else "no run; `tsd mlflow sync` makes it"
 
 
-def _of_data(suite: Suite) -> Iterator[str]:
-    yield f"data digest {data_digest(suite)}: data of {PARAMS}/suites/{suite.name}.yaml"
+def _of_data(suite: Suite, digest: str) -> Iterator[str]:
+    yield f"data digest {digest}: data of {PARAMS}/suites/{suite.name}.yaml"
     manifest = manifest_path(suite)
     if manifest is not None:
         pin = pinned(suite)
@@ -172,16 +175,16 @@ def what_if(suite: Suite, changes: Sequence[str], experiments: Sequence[str]) ->
     digest = data_digest(suite)
     edited = load_suite(suite.name, suite.root, edits=dict.fromkeys(experiments, edit))
     lines = []
-    for before, after in zip(get_runs(suite, digest), get_runs(edited, digest), strict=True):
+    runs = get_runs(suite, digest)
+    for before, after in zip(runs, get_runs(edited, digest), strict=True):
         if before.digest != after.digest:
             lines.append(f"  {before.key}: trained anew, as digest {after.digest}")
         elif before.test_digest != after.test_digest:
             lines.append(f"  {before.key}: predicted and evaluated anew, as test digest {after.test_digest}")
     said = f"With {', '.join(changes)} in {', '.join(experiments)} of {PARAMS}/experiments.yaml"
-    number = len(get_runs(suite, digest))
     if not lines:
         said += f" (params/suites/{suite.name}.yaml comes after it)"
-    return "\n".join([f"{said}: {len(lines)} of {number} runs are made anew", *lines, *_affected(edited, lines)])
+    return "\n".join([f"{said}: {len(lines)} of {len(runs)} runs are made anew", *lines, *_affected(edited, lines)])
 
 
 def _affected(suite: Suite, lines: Sequence[str]) -> Iterator[str]:

@@ -183,6 +183,11 @@ class Run:
         return Path("results", self.suite.name, "runs", self.experiment, self.digest, f"seed{self.seed}")
 
     @property
+    def checkpoint(self) -> Path:
+        """The weights of the finished training."""
+        return self.folder / "checkpoint.pth"
+
+    @property
     def eval_folder(self) -> Path:
         return self.folder / "eval" / self.test_digest
 

@@ -51,19 +51,14 @@ def predict(
     """
     import torch
     from mmdet.models import DetTTAModel
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
     from tqdm import tqdm
 
-    from tsd.engine import checkpoint
     from tsd.engine.adapters.evaluation import to_coco, to_continuous
     from tsd.engine.adapters.openimages import to_fractions
     from tsd.engine.config import load_config
 
     challenge = run.suite.is_openimages
-    if run.suite.resources["gpu"] == 0:
-        torch.set_num_threads(run.suite.resources["threads"])
     config = load_config(run)
     if pictures:
         if challenge or _category_ids(pictures[0]) != _category_ids(run.suite.split("val")[0]):
@@ -72,13 +67,10 @@ def predict(
     merged = config.get("tta_model")
     if run.settings["head"]["type"] == "tsd" and not merged:  # merged detections have no proposal of their own
         config.model.test_cfg.rcnn.keep_proposals = True
-    init_default_scope("mmdet")
-    model = MODELS.build(config.model)
-    checkpoint.load_model(model, checkpoint_path)
+    model = load_detector(run, config, checkpoint_path)
+    on_gpu = next(model.parameters()).is_cuda
     if merged:
-        model = DetTTAModel(tta_cfg=merged.tta_cfg, module=model)
-    on_gpu = torch.cuda.is_available() and run.suite.resources["gpu"] > 0
-    model.to("cuda" if on_gpu else "cpu").eval()
+        model = DetTTAModel(tta_cfg=merged.tta_cfg, module=model).eval()
     loader = Runner.build_dataloader(config.test_dataloader)
     legacy = run.settings.get("coordinates", "continuous") == "legacy"
     classes = config.train_dataloader.dataset.dataset.metainfo.classes
@@ -119,6 +111,27 @@ def predict(
     device = torch.cuda.get_device_name() if on_gpu else f"a CPU with {threads} thread{'s' if threads > 1 else ''}"
     write_json(output.with_name("runtime.json"), _runtime(times) | {"device": device})
     return len(order)
+
+
+def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
+    """The detector of a config with its weights, ready to predict, on the GPU if the suite asks for one that is here.
+
+    Raises:
+        InputError: an unusable checkpoint.
+    """
+    import torch
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    from tsd.engine import checkpoint
+
+    wants_gpu = run.suite.resources["gpu"] > 0
+    if not wants_gpu:
+        torch.set_num_threads(run.suite.resources["threads"])
+    init_default_scope("mmdet")
+    model = MODELS.build(config.model)
+    checkpoint.load_model(model, checkpoint_path)
+    return model.to("cuda" if wants_gpu and torch.cuda.is_available() else "cpu").eval()
 
 
 def _category_ids(annotations: Path) -> list[int]:

@@ -21,8 +21,6 @@ PARAMS = Path("params")
 SCENES = 5000
 """Validation pictures among which those of Figures 1 and 5 are looked for."""
 
-CHECKPOINT = "checkpoint.pth"
-
 ENVIRONMENT = (
     "device",
     "processes",
@@ -210,15 +208,13 @@ def _figure1(suite: Suite, files: Sequence[Path], definition: dict[str, Any], pi
     wanted = [definition["baseline"], *definition["tsd"]]
     trained: dict[str, Run] = {}
     for run in get_runs(suite, data_digest(suite)):
-        if run.experiment in wanted and run.metrics_file in files and (run.folder / CHECKPOINT).exists():
+        if run.experiment in wanted and run.metrics_file in files and run.checkpoint.exists():
             trained.setdefault(run.experiment, run)
-    shown = [name for name in (definition["baseline"], next(filter(trained.get, definition["tsd"]), None)) if name]
     if definition["baseline"] not in trained:
         return "not run, or its checkpoint is not here"
+    shown = [definition["baseline"], *[name for name in definition["tsd"] if name in trained][:1]]
     instances = choose(islice(annotated_pictures(suite.data), SCENES), definition["instances"])
-    found = {
-        name: measure(trained[name], trained[name].folder / CHECKPOINT, instances, definition["grid"]) for name in shown
-    }
+    found = {name: measure(trained[name], trained[name].checkpoint, instances, definition["grid"]) for name in shown}
     figure1(found, pictures / "figure1.png")
     said = {name: [agreement(one) for one in several] for name, several in found.items()}
     text = "; ".join(

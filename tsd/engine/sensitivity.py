@@ -52,24 +52,17 @@ def measure(run: Run, checkpoint_path: Path, instances: Sequence[Instance], grid
         InputError: an unusable checkpoint, mmdet 1.x's coordinates, or a picture or class that the suite has not.
     """
     import torch
-    from mmdet.registry import MODELS
     from mmengine.dataset import pseudo_collate
-    from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
     from mmengine.structures import InstanceData
 
-    from tsd.engine import checkpoint
     from tsd.engine.config import load_config
+    from tsd.engine.predict import load_detector
 
     if run.settings.get("coordinates", "continuous") != "continuous":
         raise InputError(f"{run.experiment}: its coordinates are legacy; the sensitivity is drawn for continuous ones")
-    if run.suite.resources["gpu"] == 0:
-        torch.set_num_threads(run.suite.resources["threads"])
     config = load_config(run)
-    init_default_scope("mmdet")
-    model = MODELS.build(config.model)
-    checkpoint.load_model(model, checkpoint_path)
-    model.to("cuda" if torch.cuda.is_available() and run.suite.resources["gpu"] > 0 else "cpu").eval()
+    model = load_detector(run, config, checkpoint_path)
     dataset = Runner.build_dataloader(config.test_dataloader).dataset
     places = {dataset.get_data_info(place)["img_id"]: place for place in range(len(dataset))}
     classes = list(dataset.metainfo["classes"])
@@ -158,7 +151,7 @@ def draw(
     instances = choose(every, 1) if picture is None else [find(every, picture, place)]
     if not instances:
         raise InputError(f"suite {run.suite.name}: its val pictures have no instances")
-    (found,) = measure(run, checkpoint_path or run.folder / "checkpoint.pth", instances, grid)
+    (found,) = measure(run, checkpoint_path or run.checkpoint, instances, grid)
     figure1({run.settings.get("title", run.experiment): [found]}, output)
     with atomic_path(output.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
         np.savez(file, x=found.x, y=found.y, probability=found.probability, iou=found.iou, box=found.instance.box)

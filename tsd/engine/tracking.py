@@ -132,12 +132,18 @@ def _upload_tables(root: Path, uri: str, folder: Path) -> None:
             client.set_terminated(parent, status="FINISHED")
 
 
+def _tagged(client: Any, experiment_id: str, tag: str, value: str) -> Any:
+    """The MLflow run with that value of a tag; None if there is none."""
+    found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
+    return found[0] if found else None
+
+
 def _parent(client: Any, experiment_id: str, table: str) -> str | None:
-    found = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{table}'", max_results=1)
-    return str(found[0].info.run_id) if found else None
+    run = _tagged(client, experiment_id, PARENT, table)
+    return str(run.info.run_id) if run else None
 
 
-def find_run(root: Path, uri: str, suite: str, key: str) -> str | None:
+def find_run(uri: str, suite: str, key: str) -> str | None:
     """Id of the MLflow run that mirrors a run; None if there is none, or no store yet.
 
     Raises:
@@ -149,8 +155,8 @@ def find_run(root: Path, uri: str, suite: str, key: str) -> str | None:
     experiment = client.get_experiment_by_name(f"tsd-{suite}")
     if experiment is None:
         return None
-    found = client.search_runs([experiment.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
-    return str(found[0].info.run_id) if found else None
+    run = _tagged(client, experiment.experiment_id, KEY, key)
+    return str(run.info.run_id) if run else None
 
 
 def sync_run(folder: Path, uri: str) -> str:
@@ -170,10 +176,8 @@ def sync_run(folder: Path, uri: str) -> str:
     root = folder.resolve().parents[5]
     experiment_id = _experiment_id(client, f"tsd-{described['suite']}", root, uri)
     key = f"{described['suite']}/{described['experiment']}/{described['digest']}/seed{described['seed']}"
-    found = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
-    if found:
-        run = found[0]
-    else:
+    run = _tagged(client, experiment_id, KEY, key)
+    if run is None:
         name = f"{described['experiment']} seed{described['seed']}"
         run = client.create_run(experiment_id, run_name=name, tags={KEY: key})
     run_id = run.info.run_id

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from tsd.errors import ParamsError
-from tsd.report.tables import pipes
+from tsd.report.tables import pipes, read_section
 
 KEYS = {"text", "source", "more", "less", "figure"}
 
@@ -70,15 +69,8 @@ def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[
         ParamsError: broken file, unknown or missing key, unknown figure or experiment; names the claim.
     """
     path = params / "claims.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ParamsError(f"{path}: {error}") from None
-    entries = content.get("claims") if isinstance(content, dict) else None
-    if not isinstance(entries, dict):
-        raise ParamsError(f"{path}: claims: expected a mapping")
     claims = []
-    for name, entry in entries.items():
+    for name, entry in read_section(path, "claims").items():
         where = f"{path}: claims.{name}"
         if not isinstance(entry, dict) or not KEYS <= set(entry) <= KEYS | {"reported"}:
             raise ParamsError(f"{where}: expected the keys {', '.join(sorted(KEYS))} and, if printed, reported")

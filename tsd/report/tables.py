@@ -110,8 +110,12 @@ def load_figures(params: Path) -> dict[str, dict[str, Any]]:
     return _section(params, "figures", ("title",))
 
 
-def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    path = params / "tables.yaml"
+def read_section(path: Path, name: str) -> dict[str, Any]:
+    """A mapping under one key of a YAML file.
+
+    Raises:
+        ParamsError: missing or broken file, or no mapping under the key.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -119,6 +123,12 @@ def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str
     section = content.get(name) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise ParamsError(f"{path}: {name}: expected a mapping")
+    return section
+
+
+def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    path = params / "tables.yaml"
+    section = read_section(path, name)
     for entry, definition in section.items():
         for key in keys:
             if not isinstance(definition, dict) or key not in definition:
