@@ -100,6 +100,28 @@ def test_it_trains_a_step_and_predicts(suite, experiment, tmp_path):
         assert len(arrays["bbox"]) == found
 
 
+def test_class_aware_sampling_of_coco_data_shows_each_class_as_often(suite):
+    from mmengine.runner import Runner
+
+    name = "baseline_class_aware"
+    suite = replace(suite, settings={name: small(suite.settings[name])}, experiments=(name,))
+    run = get_run(suite, name, 0, data_digest(suite))
+    loader = Runner.build_dataloader(load_config(run).train_dataloader)
+    content = json.loads(suite.split("train")[0].read_text())
+    in_pictures = [
+        {entry["image_id"] for entry in content["annotations"] if entry["category_id"] == category["id"]}
+        for category in content["categories"]
+    ]
+    index = loader.dataset.class_index()
+    numbers = [loader.dataset.inner.get_data_info(picture)["img_id"] for picture in range(len(loader.dataset))]
+    for label, expected in enumerate(in_pictures):
+        own = index.pictures[index.starts[label] : index.starts[label + 1]]
+        assert {numbers[picture] for picture in own} == expected
+    classes, pictures = loader.sampler.sequence.draw(0, 4 * len(in_pictures))
+    assert np.bincount(classes).tolist() == [4] * len(in_pictures)
+    assert all(numbers[picture] in in_pictures[label] for label, picture in zip(classes, pictures, strict=True))
+
+
 def test_other_pictures_than_the_suites_are_predicted_too(suite, tmp_path):
     """As for test-dev: a list of pictures without annotations."""
     from mmdet.registry import MODELS

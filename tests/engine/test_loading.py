@@ -15,7 +15,6 @@ class Pictures:
 
     def __init__(self, count):
         self.count = count
-        self.inner = self
 
     def __len__(self):
         return self.count

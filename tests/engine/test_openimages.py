@@ -156,7 +156,7 @@ def test_what_determines_training_is_in_the_digest(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("tiny", {"override": {"train_data": {"sampling": "uniform"}}}, "train_data: only a suite of data.format open"),
+        ("tiny", {"override": {"train_data": {"group_of": "drop"}}}, "train_data.group_of: only a suite of data"),
         ("openimages-demo", {"experiments": ["mask_r50"]}, "detector: Open Images' boxes have no masks"),
         ("openimages-demo", {"experiments": ["released_r50"]}, "coordinates: expected continuous"),
         (

@@ -32,7 +32,7 @@ def write_suite(name, train, val, schedule, size, network=NETWORK, flip=0.5):
             "val": {"annotations": str(val[0]), "images": str(val[1])},
         },
         "recipe": "released",
-        "experiments": ["baseline", "tsd_pc"],
+        "experiments": ["baseline", "baseline_class_aware", "tsd_pc"],
         "seeds": [0],
         "override": network | {"input": {"size": size, "flip": flip}, "schedule": schedule},
         "monitor": {"val_epochs": 1000, "log_steps": 1},
@@ -68,7 +68,7 @@ def test_the_data_is_whole(project, real_data):
     assert "80 training and 80 validation pictures" in done.stdout
 
 
-@pytest.mark.parametrize("experiment", ["baseline", "tsd_pc"])
+@pytest.mark.parametrize("experiment", ["baseline", "baseline_class_aware", "tsd_pc"])
 def test_it_trains_on_real_pictures_and_scores_as_pycocotools_does(project, real_data, experiment):
     schedule = {"epochs": 1, "milestones": [], "batch_size": 8, "optimizer": "adamw", "lr": 0.001, "warmup_epochs": 0}
     write_suite("real", *splits(real_data), schedule, [160, 128])

@@ -8,7 +8,15 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsd.evaluation.bootstrap import Difference, average_precision, match, paired_difference, resample
+from tsd.evaluation.bootstrap import (
+    Difference,
+    average_precision,
+    match,
+    mean_over_classes,
+    paired_difference,
+    rarer_half,
+    resample,
+)
 from tsd.evaluation.coco import evaluate_coco
 
 
@@ -60,7 +68,7 @@ def repeated(truth, found, weights):
 
 
 def mean_ap(precision):
-    return precision.mean(axis=-1)
+    return mean_over_classes(precision).mean(axis=-1)
 
 
 def by_iou(truth, found):
@@ -70,7 +78,7 @@ def by_iou(truth, found):
 
 
 def ours(truth, found, weights=None):
-    precision = average_precision(match(truth, found), weights)
+    precision = mean_over_classes(average_precision(match(truth, found), weights))
     return [precision.mean(), precision[0], precision[5]]
 
 
@@ -89,7 +97,9 @@ def test_a_weight_is_so_many_copies_of_the_picture(seed, weights):
     if counted:
         assert ours(truth, found, np.array(weights)) == pytest.approx(by_iou(many, boxes), abs=1e-9)
     else:
-        assert np.isnan(average_precision(match(truth, found), np.array(weights))).all()
+        precision = average_precision(match(truth, found), np.array(weights))
+        assert np.isnan(precision).all()
+        assert np.isnan(mean_over_classes(precision)).all()
 
 
 def test_without_detections_it_is_zero():
@@ -124,7 +134,7 @@ def test_over_trainings_alone_it_is_scipys():
         return [entry | {"bbox": [entry["bbox"][0] + noise, *entry["bbox"][1:]]} for entry in found]
 
     arms = [[resample(match(truth, moved(shift)), 4000) for _ in range(6)] for shift in (1.0, 5.0)]
-    gains = np.array([a[0].mean() - b[0].mean() for a, b in zip(*arms, strict=True)])
+    gains = np.array([mean_ap(a)[0] - mean_ap(b)[0] for a, b in zip(*arms, strict=True)])
     ours_ = paired_difference(*arms, mean_ap)
     widened = gains.mean() + (gains - gains.mean()) * np.sqrt(6 / 5)
     theirs = scipy.stats.bootstrap(
@@ -150,7 +160,52 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(4)
     inside = 0
     for _ in range(300):
-        tables = [np.repeat(rng.normal(0.3, 0.02, (1, 10)), 401, axis=0) for _ in range(20)]
+        tables = [np.repeat(rng.normal(0.3, 0.02, (1, 1, 10)), 401, axis=0) for _ in range(20)]
         found = paired_difference(tables[:10], tables[10:], mean_ap, seed=int(rng.integers(1000)))
         inside += found.low <= 0 <= found.high
     assert 270 <= inside <= 297
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_by_class_it_is_pycocotools_of_that_class_alone(seed):
+    truth, found = scenes(seed, classes=4)
+    precision = average_precision(match(truth, found))
+    assert precision.shape == (4, 10)
+    for place, category in enumerate(truth["categories"]):
+        own = truth | {
+            "annotations": [entry for entry in truth["annotations"] if entry["category_id"] == category["id"]],
+            "categories": [category],
+        }
+        boxes = [entry for entry in found if entry["category_id"] == category["id"]]
+        if any(not entry["iscrowd"] for entry in own["annotations"]):
+            assert [precision[place].mean(), precision[place, 0], precision[place, 5]] == pytest.approx(
+                by_iou(own, boxes), abs=1e-12
+            )
+        else:
+            assert np.isnan(precision[place]).all()
+
+
+def test_a_mean_over_classes_leaves_out_those_without_objects():
+    precision = np.array([[[0.2], [np.nan], [0.6]], [[np.nan], [np.nan], [0.5]]])
+    assert mean_over_classes(precision)[:, 0] == pytest.approx([0.4, 0.5])
+    assert mean_over_classes(precision, np.array([1, 2]))[:, 0] == pytest.approx([0.6, 0.5])
+    assert np.isnan(mean_over_classes(precision, np.array([1]))).all()
+
+
+def test_the_rarer_half_is_by_pictures_without_crowds():
+    def boxes(label, pictures, crowd=0):
+        return [{"category_id": label, "image_id": picture, "iscrowd": crowd} for picture in pictures]
+
+    truth = {
+        "categories": [{"id": 30}, {"id": 10}, {"id": 20}, {"id": 40}, {"id": 50}],
+        # 10: one picture, five times; 20: two; 30: three; 40: two, and crowds in more; 50: three.
+        "annotations": [
+            *boxes(10, [1, 1, 1, 1, 1]),
+            *boxes(20, [1, 2]),
+            *boxes(30, [1, 2, 3]),
+            *boxes(40, [4, 5]),
+            *boxes(40, [6, 7, 8], crowd=1),
+            *boxes(50, [7, 8, 9]),
+        ],
+    }
+    assert rarer_half(truth).tolist() == [0, 3]  # 10, and of 20 and 40 the one with the higher id

@@ -14,6 +14,7 @@ from tests.workflow.test_pipeline import edit
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_runs, load_suite
 from tsd.errors import ParamsError
+from tsd.evaluation.bootstrap import average_precision, match
 from tsd.evaluation.coco import evaluate_coco
 from tsd.report.claims import Claim, Judgement, figure_of, format_claims, load_claims, paper_difference
 from tsd.report.tables import load_reported
@@ -34,14 +35,24 @@ def test_every_claim_names_experiments_and_printed_rows():
 
 
 def test_figures():
-    values = np.arange(10) / 10
+    values = np.arange(10)[None] / 10  # one class
     assert figure_of("AP")(values) == pytest.approx(0.45)
     assert figure_of("AP50")(values) == 0
     assert figure_of("AP95")(np.stack([values, values + 1])) == pytest.approx([0.9, 1.9])
     assert figure_of("AP80 - AP50")(values) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("name", ["AP51", "AP100", "ap", "AP50 - AP60 - AP70", "__import__('os')"])
+def test_figures_of_the_tail():
+    values = np.concatenate([np.full((1, 10), 0.9), np.full((1, 10), np.nan), np.arange(10)[None] / 10])
+    tail = np.array([1, 2])
+    assert figure_of("AP_tail", tail)(values) == pytest.approx(0.45)
+    assert figure_of("AP80_tail", tail)(values) == pytest.approx(0.6)
+    assert figure_of("AP80_tail - AP80", tail)(values) == pytest.approx(0.6 - 0.75)
+
+
+@pytest.mark.parametrize(
+    "name", ["AP_head", "AP51_tail", "_tail", "AP51", "AP100", "ap", "AP50 - AP60 - AP70", "__import__('os')"]
+)
 def test_an_unknown_figure_is_refused(name):
     with pytest.raises(ValueError, match="expected"):
         figure_of(name)
@@ -111,18 +122,25 @@ def test_a_suite_is_judged_by_its_predictions(project):
     truth, found = scenes(1)
     edit(
         project / "params/suites/tiny.yaml",
-        lambda suite: suite.update(seeds=[0, 1, 2], experiments=["baseline", "tsd", "tsd_joint"]),
+        lambda suite: suite.update(
+            seeds=[0, 1, 2], experiments=["baseline", "tsd", "tsd_joint", "baseline_class_aware"]
+        ),
     )
     suite = load_suite("tiny")
     annotations = suite.split("val")[0]
     annotations.parent.mkdir(parents=True)
     annotations.write_text(json.dumps(truth))
+    rare = [entry for entry in truth["annotations"] if entry["category_id"] == 2][:1]
+    often = [entry for entry in truth["annotations"] if entry["category_id"] != 2]
+    suite.split("train")[0].write_text(json.dumps(truth | {"annotations": rare + often}))
     exact = [
         {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": entry["bbox"], "score": 0.9}
         for entry in truth["annotations"]
         if not entry["iscrowd"]
     ]
-    given = {"baseline": found, "tsd": exact, "tsd_joint": exact}
+    own = [entry for entry in found if entry["category_id"] != 2]
+    own += [entry for entry in exact if entry["category_id"] == 2]
+    given = {"baseline": found, "tsd": exact, "tsd_joint": exact, "baseline_class_aware": own}
     for run in get_runs(suite, data_digest(suite)):
         if run.experiment in given and (run.seed < 2 or run.experiment == "baseline"):
             predicted(run, given[run.experiment])
@@ -136,6 +154,11 @@ def test_a_suite_is_judged_by_its_predictions(project):
     assert (better["verdict"], better["seeds"]) == ("supported", "0 1")
     same = lines["joint_training_helps"]
     assert (same["verdict"], float(same["difference"]), same["paper"]) == ("not resolved", 0, "0.015")
+    tail = lines["class_aware_helps_tail"]
+    of_class = average_precision(match(truth, found))[1].mean()  # of three classes, one is the tail: the second
+    assert float(tail["difference"]) == pytest.approx(1 - of_class)
+    assert (tail["verdict"], tail["figure"]) == ("supported", "AP_tail")
+    assert "Tail: the half of the classes that are in the fewest training pictures." in done.stdout
     assert lines["pc_helps"]["verdict"] == "not run"
     assert lines["pc_helps"]["difference"] == ""
     assert "Some rows were made with uncommitted changes." in done.stdout

@@ -179,7 +179,7 @@ def _training_options(run: Run) -> Config:
 
 
 def _sampler(run: Run) -> Config:
-    kind = run.settings["train_data"]["sampling"] if run.suite.is_openimages else "uniform"
+    kind = run.settings.get("train_data", {}).get("sampling", "uniform")
     if kind == "uniform":
         return {"type": "EpochSampler", "seed": run.seed}
     options = {"with_replacement": True} if kind == "class_aware_replacement" else {}

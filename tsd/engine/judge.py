@@ -8,9 +8,18 @@ import pandas as pd
 from tsd.engine.identity import data_digest
 from tsd.engine.params import Run, Suite, get_runs
 from tsd.errors import InputError
-from tsd.evaluation.bootstrap import match, paired_difference, resample
+from tsd.evaluation.bootstrap import match, paired_difference, rarer_half, resample
 from tsd.files import read_json, write_text
-from tsd.report.claims import Claim, Judgement, figure_of, format_claims, load_claims, paper_difference, to_csv
+from tsd.report.claims import (
+    Claim,
+    Judgement,
+    figure_of,
+    format_claims,
+    is_of_tail,
+    load_claims,
+    paper_difference,
+    to_csv,
+)
 from tsd.report.tables import commit_notes, load_reported
 
 PARAMS = Path("params")
@@ -45,6 +54,9 @@ def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
             drawn[name, seed] = resample(match(truth, read_json(runs[name, seed].predictions)), draws)
         return drawn[name, seed]
 
+    tail = None
+    if any(is_of_tail(claim.figure) and _seeds(claim, suite, runs) for claim in claims):
+        tail = rarer_half(read_json(suite.split("train")[0]))
     judgements = []
     for claim in claims:
         paper = paper_difference(claim, reported)
@@ -53,7 +65,7 @@ def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
             judgements.append(Judgement(claim, paper))
             continue
         more, less = ([table(name, seed) for seed in seeds] for name in (claim.more, claim.less))
-        found = paired_difference(more, less, figure_of(claim.figure))
+        found = paired_difference(more, less, figure_of(claim.figure, tail))
         judgements.append(Judgement(claim, paper, found.value, found.low, found.high, seeds))
     number = max((len(judged.seeds) for judged in judgements), default=0)
     notes = [f"Measured on suite {suite.name} ({suite.description}); the paper's differences are for COCO minival."]
@@ -65,6 +77,8 @@ def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
             f"percentile of {draws} draws; of one training each, over pictures alone."
         )
         notes.append("Supported, contradicted: the whole interval is on that side of zero.")
+        if tail is not None:
+            notes.append("Tail: the half of the classes that are in the fewest training pictures.")
         judged = {
             (name, seed) for item in judgements for name in (item.claim.more, item.claim.less) for seed in item.seeds
         }

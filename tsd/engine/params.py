@@ -273,8 +273,10 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
         _check_complete(settings[experiment], f"{suite_file}: {experiment}")
         if raw["data"]["format"] == "openimages":
             _check_openimages(settings[experiment], f"{suite_file}: {experiment}")
-        if "train_data" in settings[experiment] and raw["data"]["format"] != "openimages":
-            raise ParamsError(f"{suite_file}: {experiment}: train_data: only a suite of data.format openimages has it")
+        elif odd := sorted(settings[experiment].get("train_data", {}).keys() - {"sampling"}):
+            raise ParamsError(
+                f"{suite_file}: {experiment}: train_data.{odd[0]}: only a suite of data.format openimages has it"
+            )
     _check_scenes(raw["data"], suite_file)
     suite = Suite(
         name=name,

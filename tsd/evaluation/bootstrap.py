@@ -6,6 +6,7 @@ picture that is drawn twice counts as two pictures with the same content do in p
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,21 +98,51 @@ def _class_matches(pictures: Sequence[dict[str, Any] | None]) -> ClassMatches:
 
 
 def average_precision(matches: Matches, weights: Array | None = None) -> Array:
-    """(T,) average precision by IoU threshold, over the classes that have an object.
+    """(C, T) average precision by class, in the order of the category ids, and IoU threshold.
 
     Args:
         matches: of a detector.
         weights: (P,) how often each picture counts; None: once.
 
     Returns:
-        Fractions; NaN if no picture that counts has an object.
+        Fractions; NaN for a class of which no picture that counts has an object.
     """
     weights = np.ones(matches.pictures, dtype=np.int64) if weights is None else weights
-    found = [_class_precision(part, weights) for part in matches.classes if weights @ part.objects]
-    return np.mean(found, axis=0) if found else np.full(len(THRESHOLDS), np.nan)
+    return np.stack([_class_precision(part, weights) for part in matches.classes])
+
+
+def mean_over_classes(precision: Array, classes: Array | None = None) -> Array:
+    """(..., C, T) average precision → (..., T): mean over the classes that have an object, NaN where none has.
+
+    Args:
+        precision: of :func:`average_precision` or :func:`resample`.
+        classes: places of those that count; None: all.
+    """
+    chosen = precision if classes is None else precision[..., classes, :]
+    measured = ~np.isnan(chosen)
+    with np.errstate(invalid="ignore"):
+        return np.where(measured, chosen, 0.0).sum(axis=-2) / measured.sum(axis=-2)
+
+
+def rarer_half(truth: Mapping[str, Any]) -> Array:
+    """Places, in the order of the category ids, of the half of the classes that are in the fewest pictures.
+
+    The smaller half of an odd number; of two classes in as many pictures the one with the higher id is the rarer. A
+    crowd does not count.
+
+    Args:
+        truth: COCO instances that were trained on.
+    """
+    ids = sorted(category["id"] for category in truth["categories"])
+    found = {(entry["category_id"], entry["image_id"]) for entry in truth["annotations"] if not entry.get("iscrowd")}
+    counts = Counter(label for label, _ in found)
+    order = sorted(range(len(ids)), key=lambda place: (counts[ids[place]], -place))
+    return np.array(sorted(order[: len(ids) // 2]), dtype=np.int64)
 
 
 def _class_precision(part: ClassMatches, weights: Array) -> Array:
+    if not weights @ part.objects:
+        return np.full(len(THRESHOLDS), np.nan)
     own = weights[part.picture]
     kept = own > 0
     own = own[kept]
@@ -139,7 +170,7 @@ class Difference:
 
 
 def resample(matches: Matches, draws: int, seed: int = 0) -> Array:
-    """(draws + 1, T) average precision: of all pictures, then of each draw of as many pictures with replacement.
+    """(draws + 1, C, T) average precision: of all pictures, then of each draw of as many pictures with replacement.
 
     With the same seed, all detectors on the same pictures get the same draws.
     """
@@ -162,7 +193,7 @@ def paired_difference(
     Args:
         more: by training, a detector's :func:`resample`.
         less: the other's, of the same seeds of training, with the same draws.
-        figure: from (..., T) average precisions to the figure (...).
+        figure: from (..., C, T) average precisions to the figure (...).
         seed: of the draws of trainings.
 
     Raises:

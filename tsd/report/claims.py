@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tsd.errors import ParamsError
+from tsd.evaluation.bootstrap import mean_over_classes
 from tsd.report.tables import pipes, read_section
 
 KEYS = {"text", "source", "more", "less", "figure"}
@@ -24,7 +25,8 @@ class Claim:
         source: where the paper says it.
         more: experiment.
         less: experiment.
-        figure: ``AP``, ``AP50`` … ``AP95``, or a difference of two of them.
+        figure: ``AP``, ``AP50`` … ``AP95``, each also as ``AP_tail`` and so on (mean over the rarer half of the
+            classes), or a difference of two of them.
         reported: rows of ``reported.csv``, as table/row, of both experiments; empty: the paper prints no figure.
     """
 
@@ -91,26 +93,38 @@ def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[
     return claims
 
 
-def figure_of(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """From (..., 10) average precisions at IoU 0.5, 0.55 … 0.95 to a figure (...).
+def is_of_tail(figure: str) -> bool:
+    """Whether a figure asks which classes are rare."""
+    return "_tail" in figure
+
+
+def figure_of(name: str, tail: np.ndarray | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """From (..., C, 10) average precisions by class and at IoU 0.5, 0.55 … 0.95 to a figure (...).
+
+    Args:
+        name: see :class:`Claim`.
+        tail: places of the rare classes, for a figure of them.
 
     Raises:
         ValueError: an unknown figure.
     """
-    parts = [_one_figure(part) for part in name.split(" - ")]
+    parts = [_one_figure(part, tail) for part in name.split(" - ")]
     if len(parts) > 2:
         raise ValueError(f"expected a figure or a difference of two, got {name!r}")
     return parts[0] if len(parts) == 1 else lambda values: parts[0](values) - parts[1](values)
 
 
-def _one_figure(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    if name == "AP":
-        return lambda values: values.mean(axis=-1)
-    found = re.fullmatch(r"AP(\d\d)", name)
-    place, rest = divmod(int(found[1]) - 50, 5) if found else (-1, 0)
-    if not 0 <= place < 10 or rest:
-        raise ValueError(f"expected AP, AP50, AP55 … AP95 or a difference of two, got {name!r}")
-    return lambda values: values[..., place]
+def _one_figure(name: str, tail: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
+    found = re.fullmatch(r"AP(\d\d)?(_tail)?", name)
+    place, rest = divmod(int(found[1]) - 50, 5) if found and found[1] else (0, 0)
+    if found is None or not 0 <= place < 10 or rest:
+        raise ValueError(
+            f"expected AP, AP50, AP55 … AP95, one of these with _tail, or a difference of two, got {name!r}"
+        )
+    classes = tail if found[2] else None
+    if found[1]:
+        return lambda values: mean_over_classes(values, classes)[..., place]
+    return lambda values: mean_over_classes(values, classes).mean(axis=-1)
 
 
 def paper_difference(claim: Claim, reported: pd.DataFrame) -> float | None:

@@ -14,7 +14,7 @@ from mmengine.dist import get_dist_info
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from tsd.data.class_aware import ClassAwareSequence
+from tsd.data.class_aware import ClassAwareSequence, ClassIndex
 from tsd.engine.adapters.openimages import StoredOpenImages
 from tsd.engine.adapters.random import seed_all
 from tsd.errors import InputError
@@ -47,6 +47,19 @@ class SeededDataset(Dataset):
             return self.inner.wide()
         infos = (self.inner.get_data_info(picture) for picture in range(len(self)))
         return np.array([info["width"] > info["height"] for info in infos], dtype=bool)
+
+    def class_index(self) -> ClassIndex:
+        """Which pictures have a box of each class; a crowd is none."""
+        if isinstance(self.inner, StoredOpenImages):
+            return self.inner.class_index()
+        pairs = [
+            (instance["bbox_label"], picture)
+            for picture in range(len(self))
+            for instance in self.inner.get_data_info(picture)["instances"]
+            if not instance["ignore_flag"]
+        ]
+        labels, pictures = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return ClassIndex.from_pairs(labels, pictures, len(self.metainfo["classes"]))
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         position, picture = draw
@@ -110,14 +123,14 @@ class ClassAwareEpochSampler(_Sampler):
     """Each class as often as another; an epoch is as many draws as there are pictures.
 
     Args:
-        dataset: of Open Images.
+        dataset: what is drawn from.
         seed: of the run.
         with_replacement: see :class:`tsd.data.class_aware.ClassAwareSequence`.
     """
 
     def __init__(self, dataset: SeededDataset, seed: int, with_replacement: bool = False) -> None:
         super().__init__(dataset, seed)
-        self.sequence = ClassAwareSequence(dataset.inner.class_index(), seed, with_replacement=with_replacement)
+        self.sequence = ClassAwareSequence(dataset.class_index(), seed, with_replacement=with_replacement)
 
     def draws(self) -> np.ndarray:
         """(len, 2) positions and pictures, in the order of the sequence."""
