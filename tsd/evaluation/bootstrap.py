@@ -30,14 +30,14 @@ class ClassMatches:
 
     Attributes:
         picture: (D,) index of each detection's picture.
-        true: (T, D) whether it matches an object, by IoU threshold.
-        false: (T, D) whether it counts as false; one that matches a crowd is neither.
+        true: by IoU threshold, places of the detections that match an object, rising.
+        neither: by IoU threshold, places of those that match a crowd, rising; all others are false.
         objects: (P,) objects of each picture that count.
     """
 
     picture: Array
-    true: Array
-    false: Array
+    true: tuple[Array, ...]
+    neither: tuple[Array, ...]
     objects: Array
 
 
@@ -94,7 +94,8 @@ def _class_matches(pictures: Sequence[dict[str, Any] | None]) -> ClassMatches:
         ignored.append(np.asarray(entry["dtIgnore"]).reshape(len(THRESHOLDS), -1) > 0)
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
     hit, skip = np.concatenate(hits, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
-    return ClassMatches(np.concatenate(owners)[order], hit & ~skip, ~hit & ~skip, objects)
+    true, neither = (tuple(np.flatnonzero(row) for row in rows) for rows in (hit & ~skip, skip))
+    return ClassMatches(np.concatenate(owners)[order], true, neither, objects)
 
 
 def average_precision(matches: Matches, weights: Array | None = None) -> Array:
@@ -141,22 +142,20 @@ def rarer_half(truth: Mapping[str, Any]) -> Array:
 
 
 def _class_precision(part: ClassMatches, weights: Array) -> Array:
-    if not weights @ part.objects:
+    """(T,) of one class. Recall rises, and precision is highest, at true detections: the others are only counted."""
+    objects = weights @ part.objects
+    if not objects:
         return np.full(len(THRESHOLDS), np.nan)
     own = weights[part.picture]
-    kept = own > 0
-    own = own[kept]
-    true, false = np.cumsum(part.true[:, kept] * own, axis=1), np.cumsum(part.false[:, kept] * own, axis=1)
-    if not true.shape[1]:
-        return np.zeros(len(THRESHOLDS))
-    recall = true / (weights @ part.objects)
-    precision = true / (true + false + np.spacing(1))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    seen = np.cumsum(own)
     result = np.empty(len(THRESHOLDS))
-    for row in range(len(THRESHOLDS)):
-        places = np.searchsorted(recall[row], RECALLS, side="left")
-        reached = places[places < precision.shape[1]]
-        result[row] = precision[row, reached].sum() / len(RECALLS)
+    for row, (true, neither) in enumerate(zip(part.true, part.neither, strict=True)):
+        found = np.cumsum(own[true])
+        skipped = np.concatenate(([0], np.cumsum(own[neither])))[np.searchsorted(neither, true)]
+        precision = found / (seen[true] - skipped + np.spacing(1))
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        places = np.searchsorted(found / objects, RECALLS, side="left")
+        result[row] = precision[places[places < len(precision)]].sum() / len(RECALLS)
     return result
 
 

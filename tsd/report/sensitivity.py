@@ -60,7 +60,7 @@ def agreement(found: Sensitivity) -> float | None:
 
 
 def figure1(found: Mapping[str, Sequence[Sensitivity]], out: Path) -> None:
-    """A row per detector and instance: both maps over the picture, and both as surfaces.
+    """A row per detector and instance: both maps over the picture, then as surfaces, each on a scale up to its best.
 
     Args:
         found: detector's title → its maps.
@@ -87,7 +87,7 @@ def figure1(found: Mapping[str, Sequence[Sensitivity]], out: Path) -> None:
 def _map(axis: Any, picture: np.ndarray, one: Sensitivity, values: np.ndarray) -> Any:
     axis.imshow(picture)
     shown = axis.pcolormesh(
-        one.x, one.y, values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, shading="nearest", linewidth=0
+        one.x, one.y, values, cmap="inferno", vmin=0, vmax=_top(values), alpha=0.65, shading="nearest", linewidth=0
     )
     x1, y1, x2, y2 = one.instance.box
     axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", linewidth=1.4))
@@ -100,7 +100,14 @@ def _map(axis: Any, picture: np.ndarray, one: Sensitivity, values: np.ndarray) -
 
 def _surface(axis: Any, one: Sensitivity, values: np.ndarray, label: str) -> None:
     x, y = np.meshgrid(one.x, one.y)
-    axis.plot_surface(x, y, values, cmap="inferno", vmin=0, vmax=1, linewidth=0, rcount=40, ccount=40)
-    axis.set(zlim=(0, 1), xlabel="x, pixels", ylabel="y, pixels", title=label)
+    axis.plot_surface(x, y, values, cmap="inferno", vmin=0, vmax=_top(values), linewidth=0, rcount=40, ccount=40)
+    axis.set(zlim=(0, _top(values)), xlabel="x, pixels", ylabel="y, pixels", title=label)
     axis.invert_yaxis()
     axis.tick_params(labelsize=6)
+    axis.locator_params(nbins=4)
+    axis.set_box_aspect(None, zoom=0.85)  # else the labels of the axes are cut off
+
+
+def _top(values: np.ndarray) -> float:
+    """End of a map's scale: where a class is likely nowhere, a scale to one would hide where it is likeliest."""
+    return float(values.max()) or 1.0
