@@ -48,7 +48,7 @@ def inspect_model(config: Config, size: tuple[int, int], proposals: int) -> Fact
     from mmengine.registry import init_default_scope
     from mmengine.utils import import_modules_from_strings
 
-    import_modules_from_strings(["tsd.models"])
+    import_modules_from_strings(["tsd.models", "tsd.engine.adapters"])
     init_default_scope("mmdet")
     with torch.device("meta"):
         model = MODELS.build(ConfigDict(config)).eval()
