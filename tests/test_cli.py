@@ -1,11 +1,14 @@
 """The command line: exit statuses and messages."""
 
+import fcntl
 import json
 
 import pytest
 
 from tests.conftest import tsd
 from tsd.cli import main
+from tsd.engine.identity import data_digest
+from tsd.engine.params import get_runs, load_suite
 
 
 def test_help_names_every_verb(capsys):
@@ -31,6 +34,8 @@ def test_bad_usage_is_2(capsys):
         ["train", "--experiment", "baseline", "--seed", "4294967296"],
         ["inspect", "--size", "-1", "5"],
         ["inspect", "--proposals", "0"],
+        ["predict", "--experiment", "baseline", "--limit", "0"],
+        ["claims", "--output", "a.md", "--draws", "0"],
     ],
 )
 def test_a_number_out_of_range_is_bad_usage(arguments, capsys):
@@ -106,3 +111,32 @@ def test_data_of_the_users_own_is_checked_before_training(project, tmp_path):
     assert "annotation 5" in done.stderr
     (project / "own/a.jpg").unlink()
     assert "a.jpg" in tsd("data", "verify", "--suite", "own").stderr
+
+
+@pytest.mark.parametrize("option", [("--limit", "2"), ("--checkpoint", "other.pth")])
+def test_predictions_that_are_not_the_runs_own_need_a_place_of_their_own(project, capsys, option):
+    assert main(["predict", "--suite", "tiny", "--experiment", "baseline", *option]) == 2
+    assert "give --output" in capsys.readouterr().err
+
+
+def test_prune_leaves_a_run_that_is_being_trained_and_what_is_no_run(project, capsys):
+    folder = project / "results/tiny/runs/baseline" / ("0" * 12)
+    for name in ("seed0", "seed1", "seed_notes"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "log.jsonl").touch()
+    with (folder / "seed1/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["prune", "--suite", "tiny", "--yes"]) == 0
+    assert "seed1: left, a process is training this run" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["seed1", "seed_notes"]
+    assert main(["prune", "--suite", "tiny", "--yes"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["seed_notes"]
+
+
+def test_prune_removes_nothing_while_the_data_is_away(project, capsys):
+    run = get_runs(load_suite("coco"), data_digest(load_suite("coco")))[0]
+    folder = project / run.folder.parents[1] / ("1" * 12) / "seed0"
+    folder.mkdir(parents=True)
+    assert main(["prune", "--suite", "coco", "--yes"]) == 2
+    assert "instances_train2017.json: no such file" in capsys.readouterr().err
+    assert folder.exists()

@@ -62,12 +62,15 @@ def test_a_planted_checkpoint_runs_nothing(project, tmp_path, command):
         torch.save(content, planted)
         if command == "predict":
             assert tsd("data", "generate", "--suite", "tiny").returncode == 0
-            done = tsd("predict", "--suite", "tiny", "--experiment", "baseline", "--checkpoint", planted)
+            done = tsd(
+                "predict", "--suite", "tiny", "--experiment", "baseline", "--checkpoint", planted, "--output", "p.json"
+            )
         else:
             done = tsd("convert", planted, tmp_path / "out.pth", "--suite", "released", "--experiment", "released_r50")
         assert done.returncode == 2, done.stderr
         assert "checkpoint.pth" in done.stderr
         assert not target.exists()
+        assert not Path("p.json").exists()
     with planted.open("wb") as file:
         pickle.dump(Payload(target), file)
     pickle.load(planted.open("rb"))

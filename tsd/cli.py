@@ -166,8 +166,10 @@ def _predict(args: Args) -> int:
     if bool(args.annotations) != bool(args.images):
         raise InputError("tsd predict: --annotations and --images go together")
     pictures = (args.annotations, args.images) if args.annotations else None
-    if pictures and not args.output:
-        raise InputError("tsd predict: give --output: the run's own predictions are those of its val pictures")
+    if (pictures or args.limit or args.checkpoint) and not args.output:
+        raise InputError(
+            "tsd predict: give --output: the run's own predictions are its own checkpoint's, of all val pictures"
+        )
     number = predict(run, source, output, limit=args.limit, pictures=pictures)
     print(f"{output}: {number} detections")
     return 0
@@ -356,6 +358,7 @@ def _explain(args: Args) -> int:
 
 def _prune(args: Args) -> int:
     from tsd.engine.results import stale_runs
+    from tsd.engine.train import is_training
 
     stale = stale_runs(_suite(args))
     for folder in stale:
@@ -364,7 +367,12 @@ def _prune(args: Args) -> int:
         import shutil
 
         for path in stale:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if is_training(path):
+                print(f"{path}: left, a process is training this run", file=sys.stderr)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     elif stale:
         print("listed only; --yes removes them", file=sys.stderr)
     return 0
@@ -509,7 +517,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(verb)
     verb.add_argument("--checkpoint", type=Path, help="default: the run's own")
     verb.add_argument("--output", type=Path, help="default: in the run's eval folder")
-    verb.add_argument("--limit", type=int, help="only the first pictures")
+    verb.add_argument("--limit", type=_positive, help="only the first pictures")
     verb.add_argument("--annotations", type=Path, help="COCO JSON of other pictures: image_info_test-dev2017.json")
     verb.add_argument("--images", type=Path, help="their folder")
 

@@ -1,11 +1,14 @@
 """Writing files so that a reader finds the old content or the new, and never a part of it."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 @contextmanager
@@ -16,14 +19,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     The temporary name keeps the suffix, since some writers choose the format by it.
 
     Raises:
-        InputError: ``path`` is a folder.
+        InputError: ``path`` is a folder, is in something that is none, or its name is too long.
     """
     from tsd.errors import InputError
 
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected the name of a file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected the name of a file to write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        raise InputError(f"{path}: can't be written: {error.strerror}; expected a file's name in a folder") from None
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
@@ -63,6 +71,46 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not valid JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML with plain types; a key given twice is an error.
+
+    Raises:
+        ParamsError: missing file, broken YAML, or a repeated key; names line and column.
+    """
+    from tsd.errors import ParamsError
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ParamsError(f"{path}: is a folder; expected a YAML file") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
+        raise ParamsError(f"{path}: {where}{getattr(error, 'problem', error)}") from None
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:
+        # A date that is none, a list as a key, thousands of brackets.
+        raise ParamsError(f"{path}: not plain YAML: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ import yaml
 
 import tsd
 from tsd.engine.identity import ABSENT, data_digest
-from tsd.engine.params import get_run, load_suite, read_yaml, suites
+from tsd.engine.params import get_run, load_suite, suites
 from tsd.errors import InputError, ParamsError
+from tsd.files import read_yaml
 
 
 def edit(project: Path, change, name="params/suites/tiny.yaml"):

@@ -45,7 +45,10 @@ def scenes(seed, pictures=12, classes=3, crowd=0.1):
                 entry = {"image_id": picture, "category_id": guess, "bbox": [float(v) for v in moved]}
                 found.append(entry | {"score": float(rng.random())})
     truth = {
-        "images": [{"id": number, "width": 100, "height": 100} for number in range(1, pictures + 1)],
+        "images": [
+            {"id": number, "file_name": f"{number}.jpg", "width": 100, "height": 100}
+            for number in range(1, pictures + 1)
+        ],
         "annotations": annotations,
         "categories": [{"id": number, "name": str(number)} for number in range(1, classes + 1)],
     }
@@ -209,3 +212,19 @@ def test_the_rarer_half_is_by_pictures_without_crowds():
         ],
     }
     assert rarer_half(truth).tolist() == [0, 3]  # 10, and of 20 and 40 the one with the higher id
+
+
+@pytest.mark.parametrize("first", [0, -50, 2**40])
+def test_numbers_of_annotations_do_not_matter(first):
+    truth, found = scenes(1)
+    moved = truth | {"annotations": [entry | {"id": first + place} for place, entry in enumerate(truth["annotations"])]}
+    assert ours(moved, found) == ours(truth, found)
+    for backend in ("faster", "pycocotools"):
+        assert evaluate_coco(moved, found, backend=backend) == evaluate_coco(truth, found, backend=backend)
+
+
+def test_without_objects_there_is_no_difference():
+    truth, found = scenes(1)
+    nothing = resample(match(truth | {"annotations": []}, found), 10)
+    difference = paired_difference([nothing], [nothing], mean_ap)
+    assert np.isnan([difference.value, difference.low, difference.high]).all()

@@ -63,6 +63,7 @@ def test_an_unknown_figure_is_refused(name):
     [
         ({"figure": "AP51"}, r"claims\.a\.figure: expected AP, AP50"),
         ({"more": "nobody"}, r"claims\.a\.more: no experiment 'nobody'"),
+        ({"more": "two"}, r"claims\.a: more and less are both 'two'"),
         ({"extra": 1}, r"claims\.a: expected the keys figure, less, more, source, text"),
         ({"reported": ["table1/tsd"]}, r"claims\.a\.reported: expected \[row of `more`, row of `less`\]"),
         ({"text": None}, r"claims\.a\.text: expected a text"),
@@ -96,6 +97,7 @@ def test_a_row_that_the_paper_does_not_print_is_named():
         (-0.01, 0.01, "not resolved"),
         (0.0, 0.01, "not resolved"),
         (None, None, "not run"),
+        (float("nan"), float("nan"), "no objects"),
     ],
 )
 def test_verdicts(low, high, verdict):
@@ -163,6 +165,16 @@ def test_a_suite_is_judged_by_its_predictions(project):
     assert lines["pc_helps"]["difference"] == ""
     assert "Some rows were made with uncommitted changes." in done.stdout
     assert "50 draws" in done.stdout
+
+    done = tsd("claims", "--suite", "tiny", "--output", "out/claims.csv")
+    assert done.returncode == 2
+    assert "expected a name like claims.md" in done.stderr
+    run = get_runs(suite, data_digest(suite))[0]
+    run.metrics_file.parent.mkdir(parents=True)
+    run.metrics_file.write_text(json.dumps({"run": {"predictions_sha256": "0" * 64}}))
+    done = tsd("claims", "--suite", "tiny", "--output", "out/claims.md")
+    assert done.returncode == 2
+    assert f"{run.predictions}: changed since {run.metrics_file} was made of it" in done.stderr
 
 
 def test_without_runs_every_claim_says_so(project):

@@ -162,6 +162,15 @@ def test_results_are_read_from_metrics_files(tmp_path):
     frame = tables.collect_results([path])
     assert dict(zip(frame["metric"], frame["value"], strict=True)) == {"AP": 0.5, "small_0.50": 0.25}
     assert set(frame["run"]) == {"s/one/d/seed3"}
+    with pytest.raises(InputError, match=r"the same run as .*metrics.json: s/one/d/seed3; it would count twice"):
+        tables.collect_results([path, path])
+    for broken in ("50", True, float("nan")):
+        path.write_text(json.dumps({"run": run, "metrics": {"AP": broken}}))
+        with pytest.raises(InputError, match=r"metrics.json: metrics.AP: expected a finite number or null"):
+            tables.collect_results([path])
+    path.write_text(json.dumps({"run": run, "metrics": None}))
+    with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: metrics: expected an object"):
+        tables.collect_results([path])
     path.write_text("{}")
     with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: missing key 'run'"):
         tables.collect_results([path])

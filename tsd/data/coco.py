@@ -143,6 +143,8 @@ def _structure_problems(content: Any) -> Iterator[str]:
                 yield f"{where}: missing key {wrong!r}"
             elif wrong is not None:
                 yield f"{where}: {wrong}: expected {EXPECTED[wanted[wrong]]}, got {entry[wrong]!r}"
+            elif "iscrowd" in entry and entry["iscrowd"] not in (0, 1):
+                yield f"{where}: iscrowd: expected 0 or 1, got {entry['iscrowd']!r}"
             elif entry["id"] in seen:
                 yield f"{name}.{index}: id {entry['id']} is used twice"
             else:

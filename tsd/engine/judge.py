@@ -1,15 +1,17 @@
 """The paper's claims, judged by a suite's own predictions."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from tsd.data.coco import read_coco
 from tsd.engine.identity import data_digest
 from tsd.engine.params import Run, Suite, get_runs
 from tsd.errors import InputError
 from tsd.evaluation.bootstrap import match, paired_difference, rarer_half, resample
-from tsd.files import read_json, write_text
+from tsd.files import read_json, read_yaml, write_text
 from tsd.report.claims import (
     Claim,
     Judgement,
@@ -34,29 +36,36 @@ def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
         draws: of each bootstrap.
 
     Raises:
-        InputError: a suite that is not scored by COCO's metric.
+        InputError: a suite that is not scored by COCO's metric, predictions that are not those of the run's metrics, or
+            broken annotations.
     """
     if suite.is_openimages:
         raise InputError(
             f"tsd claims: {suite.name}: the claims are about COCO's AP; this suite has Open Images' metric"
         )
+    if output.suffix == ".csv":
+        raise InputError(f"{output}: the page is Markdown, with the CSV beside it; expected a name like claims.md")
     reported = load_reported(PARAMS)
-    claims = load_claims(PARAMS)
+    claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
     every = get_runs(suite, data_digest(suite))
     runs: dict[tuple[str, int], Run] = {(run.experiment, run.seed): run for run in every if run.predictions.exists()}
     elsewhere = sum(run.metrics_file.exists() and not run.predictions.exists() for run in every)
     wanted = {name for claim in claims for name in (claim.more, claim.less)}
-    truth = read_json(suite.split("val")[0]) if any(name in wanted for name, _ in runs) else {}
+    truth = read_coco(suite.split("val")[0]) if any(name in wanted for name, _ in runs) else {}
     drawn: dict[tuple[str, int], np.ndarray] = {}
 
     def table(name: str, seed: int) -> np.ndarray:
         if (name, seed) not in drawn:
-            drawn[name, seed] = resample(match(truth, read_json(runs[name, seed].predictions)), draws)
+            _check_predictions(runs[name, seed])
+            drawn[name, seed] = resample(match(truth, runs[name, seed].predictions), draws)
         return drawn[name, seed]
 
     tail = None
     if any(is_of_tail(claim.figure) and _seeds(claim, suite, runs) for claim in claims):
-        tail = rarer_half(read_json(suite.split("train")[0]))
+        trained = read_coco(suite.split("train")[0])
+        if {entry["id"] for entry in trained["categories"]} != {entry["id"] for entry in truth["categories"]}:
+            raise InputError(f"{suite.split('val')[0]}: other categories than in {suite.split('train')[0]}")
+        tail = rarer_half(trained)
     judgements = []
     for claim in claims:
         paper = paper_difference(claim, reported)
@@ -88,6 +97,16 @@ def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
     write_text(output, text)
     write_text(output.with_suffix(".csv"), to_csv(judgements))
     return text
+
+
+def _check_predictions(run: Run) -> None:
+    if not run.metrics_file.exists():
+        return
+    expected = read_json(run.metrics_file)["run"]["predictions_sha256"]
+    if hashlib.sha256(run.predictions.read_bytes()).hexdigest() != expected:
+        raise InputError(
+            f"{run.predictions}: changed since {run.metrics_file} was made of it; remove it to predict anew"
+        )
 
 
 def _seeds(claim: Claim, suite: Suite, runs: dict[tuple[str, int], Run]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from referencing.jsonschema import DRAFT202012
 
 import tsd
 from tsd.errors import InputError, ParamsError
+from tsd.files import read_yaml
 
 if TYPE_CHECKING:
     from tsd.data.openimages import Challenge
@@ -383,35 +384,6 @@ def get_runs(suite: Suite, data_digest: str) -> list[Run]:
 def plan_path(suite: Suite, seed: int) -> Path:
     """Where the list of pictures that a seed's runs draw is; its name changes with what it follows from."""
     return Path("results", suite.name, "sampling", f"{suite.sampling_digest}-seed{seed}.txt")
-
-
-def read_yaml(path: Path) -> Any:
-    """Read YAML with plain types; a key given twice is an error.
-
-    Raises:
-        ParamsError: missing file, broken YAML, or a repeated key; names line and column.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise ParamsError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
-        raise ParamsError(f"{path}: {where}{getattr(error, 'problem', error)}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _read(path: Path, validator: Draft202012Validator) -> Any:

@@ -1,6 +1,7 @@
 """From the metrics of a suite's runs to its tables and figures, and what is known of the runs themselves."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from tsd.engine.identity import data_digest
+from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import Run, Suite, get_runs
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
@@ -278,10 +279,24 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 
 
 def stale_runs(suite: Suite) -> list[Path]:
-    """Run folders and published metrics of the suite that today's params no longer resolve to."""
-    runs = get_runs(suite, data_digest(suite))
+    """Run folders and published metrics of the suite that today's params no longer resolve to.
+
+    Raises:
+        InputError: the suite's data is away, so that nobody can tell which runs are of it.
+    """
+    digest = data_digest(suite)
+    if digest == ABSENT:
+        raise InputError(
+            f"{suite.split('train')[0]}: no such file; without the data it can't be told which runs are of it, and "
+            "nothing is removed"
+        )
+    runs = get_runs(suite, digest)
     current = {run.folder for run in runs}
-    found = sorted(Path("results", suite.name, "runs").glob("*/*/seed*"))
+    found = sorted(
+        path
+        for path in Path("results", suite.name, "runs").glob("*/*/seed*")
+        if re.fullmatch(r"seed\d+", path.name) and not path.parents[1].is_symlink()
+    )
     stale = [folder for folder in found if folder not in current]
     for run in runs:
         evaluations = sorted((run.folder / "eval").glob("*"))

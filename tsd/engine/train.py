@@ -194,6 +194,17 @@ def _yaml(content: dict[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 
+def is_training(folder: Path) -> bool:
+    """Whether a process holds the lock of a run's folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with _exclusive(folder):
+            return False
+    except InputError:
+        return True
+
+
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the run's lock; the system frees it when the process ends, however it ends."""

@@ -6,9 +6,11 @@ picture that is drawn twice counts as two pictures with the same content do in p
 
 import contextlib
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,7 @@ class Matches:
     classes: tuple[ClassMatches, ...]
 
 
-def match(truth: Mapping[str, Any], predictions: list[dict[str, Any]]) -> Matches:
+def match(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any]]) -> Matches:
     """Match COCO results of boxes to COCO instances with pycocotools.
 
     Raises:
@@ -161,7 +163,7 @@ def _class_precision(part: ClassMatches, weights: Array) -> Array:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two detectors' figures, and the interval that holds it with 95 % confidence."""
+    """A difference of two detectors' figures and its 95 % confidence interval; NaN without objects."""
 
     value: float
     low: float
@@ -210,5 +212,7 @@ def paired_difference(
         gains = means + (gains - means) * np.sqrt(number / (number - 1))
     pairs = np.random.default_rng(seed).integers(number, size=gains.shape)
     values = np.take_along_axis(gains, pairs, axis=1).mean(axis=1)
+    if np.isnan(values).all():
+        return Difference(float(value), math.nan, math.nan)
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return Difference(float(value), float(low), float(high))

@@ -181,10 +181,13 @@ def _evaluate(truth: Mapping[str, Any], results: list[dict[str, Any]], iou_type:
 
 
 def _plain(truth: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that an evaluator may write to, with the keys that it wants."""
+    """A copy that an evaluator may write to, with the keys that it wants.
+
+    Annotations are numbered from 1: a match is noted by its object's id, and an id of 0 would read as none.
+    """
     annotations = [
-        {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
-        for annotation in truth["annotations"]
+        {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3], **annotation, "id": number}
+        for number, annotation in enumerate(truth["annotations"], start=1)
     ]
     return {**truth, "annotations": annotations}
 

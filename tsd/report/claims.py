@@ -1,5 +1,6 @@
 """The paper's claims as data, a verdict on each, and the page that shows them."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pandas as pd
 
 from tsd.errors import ParamsError
 from tsd.evaluation.bootstrap import mean_over_classes
-from tsd.report.tables import pipes, read_section
+from tsd.report.tables import NO_OBJECTS, pipes, read_section
 
 KEYS = {"text", "source", "more", "less", "figure"}
 
@@ -55,6 +56,8 @@ class Judgement:
         """``supported`` or ``contradicted`` if the whole interval is on one side of zero."""
         if self.low is None or self.high is None:
             return "not run"
+        if math.isnan(self.low) or math.isnan(self.high):
+            return NO_OBJECTS
         if self.low > 0:
             return "supported"
         return "contradicted" if self.high < 0 else "not resolved"
@@ -89,6 +92,8 @@ def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[
         for key in ("more", "less"):
             if experiments is not None and entry[key] not in experiments:
                 raise ParamsError(f"{where}.{key}: no experiment {entry[key]!r} in {params / 'experiments.yaml'}")
+        if entry["more"] == entry["less"]:
+            raise ParamsError(f"{where}: more and less are both {entry['more']!r}; expected two experiments")
         claims.append(Claim(str(name), **{key: entry[key] for key in KEYS}, reported=tuple(reported)))
     return claims
 
@@ -154,7 +159,9 @@ def format_claims(judgements: Sequence[Judgement], title: str, notes: Sequence[s
     for judged in judgements:
         claim = judged.claim
         ours = "not run"
-        if judged.value is not None and judged.low is not None and judged.high is not None:
+        if judged.verdict == NO_OBJECTS:
+            ours = NO_OBJECTS
+        elif judged.value is not None and judged.low is not None and judged.high is not None:
             ours = f"{100 * judged.value:+.1f} [{100 * judged.low:+.1f}, {100 * judged.high:+.1f}]"
         paper = "" if judged.paper is None else f"{100 * judged.paper:+.1f}"
         sides = f"{claim.text} (`{claim.more}` − `{claim.less}`)"

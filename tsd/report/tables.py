@@ -6,6 +6,7 @@ Everything here is a function of its arguments: metrics in, text out.
 import csv
 import html
 import io
+import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from tsd.errors import InputError, ParamsError
-from tsd.files import read_json, write_text
+from tsd.files import read_json, read_yaml, write_text
 from tsd.report.page import grid
 
 NOT_RUN = "not run"
@@ -116,10 +116,7 @@ def read_section(path: Path, name: str) -> dict[str, Any]:
     Raises:
         ParamsError: missing or broken file, or no mapping under the key.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ParamsError(f"{path}: {error}") from None
+    content = read_yaml(path)
     section = content.get(name) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise ParamsError(f"{path}: {name}: expected a mapping")
@@ -250,17 +247,28 @@ def collect_results(files: Sequence[Path]) -> pd.DataFrame:
     """All figures of some metrics.json files: columns :data:`RESULT_COLUMNS`.
 
     Raises:
-        InputError: a file is no run's metrics; names file and key.
+        InputError: a file is no run's metrics, or of the same run as another; names file and key.
     """
     records = []
+    seen: dict[tuple[Any, ...], Path] = {}
     for path in files:
         content = read_json(path)
+        for part in ("run", "metrics"):
+            if not isinstance(content, dict) or not isinstance(content.get(part, {}), dict):
+                raise InputError(f"{path}: not the metrics of a run: {part}: expected an object")
         try:
             run, metrics = content["run"], content["metrics"]
             facts = _of_run(run)
             runtime = run.get("runtime")
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not the metrics of a run: missing key {error}") from None
+        key = (facts["run"], run.get("test_digest"))
+        if key in seen:
+            raise InputError(f"{path}: the same run as {seen[key]}: {facts['run']}; it would count twice")
+        seen[key] = path
+        for name, value in metrics.items():
+            if not (value is None or (type(value) in (int, float) and math.isfinite(value))):
+                raise InputError(f"{path}: metrics.{name}: expected a finite number or null, got {value!r}")
         values = dict(metrics)
         for area, by_iou in content.get("scale_iou", {}).items():
             values |= {f"{area}_{iou}": value for iou, value in by_iou.items()}
