@@ -117,7 +117,7 @@ def test_class_aware_sampling_of_coco_data_shows_each_class_as_often(suite):
     for label, expected in enumerate(in_pictures):
         own = index.pictures[index.starts[label] : index.starts[label + 1]]
         assert {numbers[picture] for picture in own} == expected
-    classes, pictures = loader.sampler.sequence.draw(0, 4 * len(in_pictures))
+    classes, pictures = loader.batch_sampler.sampler.sequence.draw(0, 4 * len(in_pictures))
     assert np.bincount(classes).tolist() == [4] * len(in_pictures)
     assert all(numbers[picture] in in_pictures[label] for label, picture in zip(classes, pictures, strict=True))
 
