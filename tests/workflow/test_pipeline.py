@@ -169,6 +169,7 @@ def test_a_browser_shows_the_report(finished):
         assert f"tiny/{run['experiment']}/{run['digest']}/seed0" in text
         assert run["predictions_sha256"] in text
     assert "tsd_pc − baseline" in text
+    assert "of one training each, over pictures alone" in text
     assert "not run" in text
     page = (finished / "results/tiny/report.html").read_text()
     assert page.count("data:image/png;base64,") >= 4

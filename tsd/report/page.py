@@ -64,12 +64,16 @@ def report(
     """
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(description)}</p>"]
     sections = [("claims", "Claims")] if claims else []
-    sections += [("tables", "Tables"), ("figures", "Figures"), ("runs", "Runs"), ("environment", "Environment")]
+    sections += [("tables", "Tables"), ("runs", "Runs"), ("figures", "Figures"), ("environment", "Environment")]
     parts.append("<nav>" + "".join(f"<a href='#{key}'>{name}</a>" for key, name in sections) + "</nav>")
     if claims:
         lines = (_claim(claim) for claim in claims)
-        head = ("claim", "source", "figure", "paper's Δ", "our Δ, 95 % interval", "verdict")
-        parts.append(f"<section id='claims'><h2>Claims of the paper</h2>{grid(head, lines)}</section>")
+        head = ("claim", "source", "figure", "paper's Δ", "our Δ, 95 % interval", "seeds", "verdict")
+        note = (
+            "Interval: paired bootstrap over pictures and trainings; of one training each, over pictures alone. "
+            "Supported, contradicted: all of it is on that side of zero."
+        )
+        parts.append(f"<section id='claims'><h2>Claims of the paper</h2>{grid(head, lines)}<p>{note}</p></section>")
     parts.append(f"<section id='tables'>{tables}</section>")
     parts.append("<section id='figures'><h2>Figures</h2>")
     for picture in pictures:
@@ -89,11 +93,12 @@ def _claim(claim: Mapping[str, Any]) -> list[str]:
     def points(value: str) -> str:
         return f"{100 * float(value):+.1f}"
 
-    ours = "not run"
+    ours = claim["verdict"]  # not run, or no objects
     if claim["difference"]:
         ours = f"{points(claim['difference'])} [{points(claim['low'])}, {points(claim['high'])}]"
     words = f"{claim['text']} ({claim['more']} − {claim['less']})"
     paper = points(claim["paper"]) if claim["paper"] else ""
+    seeds = str(len(claim["seeds"].split()) or "")
     kind = html.escape(claim["verdict"])
-    cells = [html.escape(cell) for cell in (words, claim["source"], claim["figure"], paper, ours)]
+    cells = [html.escape(cell) for cell in (words, claim["source"], claim["figure"], paper, ours, seeds)]
     return [*cells, f"<span class='{kind}'>{kind}</span>"]
