@@ -44,7 +44,8 @@ def visit(url: str, words: list[str], picture: Path, timeout: float = 90) -> str
         AssertionError: a word is missing after ``timeout`` seconds; the screenshot is saved all the same.
     """
     port = free_port()
-    with tempfile.TemporaryDirectory() as profile:
+    # Its children may still write to the profile for a moment after it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [find_chromium(), *FLAGS, f"--user-data-dir={profile}", f"--remote-debugging-port={port}", url]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
