@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine with Python 3.11 or 3.12, make and a C++ compiler:
+# Two commands do everything on a fresh machine with Python 3.11 to 3.13, make and git:
 #   make demo   sets up, runs the suite `demo` end to end, prints the ablation table
 #   make test   sets up, runs all tests
 PYTHON ?= python3
@@ -12,8 +12,7 @@ export OMP_NUM_THREADS ?= 1
 
 setup: .venv/.ready
 
-# uv itself comes from the same hashed lock. The first set-up compiles mmcv's operators (28 minutes were measured on 2 busy cores);
-# uv keeps the wheel, so that later ones take seconds. UV_CONCURRENT_BUILDS and MAX_JOBS bound the compiler's memory.
+# uv itself comes from the same hashed lock. TORCH_BACKEND=cu126 takes torch built for an older NVIDIA driver, see workflow/setup.sh.
 .venv/.ready: requirements.lock pyproject.toml workflow/setup.sh
 	PYTHON=$(PYTHON) bash workflow/setup.sh
 
@@ -42,7 +41,7 @@ format: setup
 	ruff format .
 	snakefmt Snakefile workflow
 
-# Make the lock anew; it names no registry. Resolving renews mmcv's source in uv's cache: the next set-up compiles it once more.
+# Make the lock anew; it names no registry.
 lock:
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 \
 	  pyproject.toml -o requirements.lock

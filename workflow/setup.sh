@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# Build .venv from nothing but Python, make and a C++ compiler; done when .venv/.ready exists.
+# Build .venv from nothing but Python, make and git; done when .venv/.ready exists. Nothing is compiled.
+#
+#   TORCH_BACKEND=cu126   after the lock, take torch and torchvision of the same versions, built for another CUDA (for drivers older
+#                         than the lock's build wants); any name that `uv pip install --torch-backend` knows but `auto`
 set -euo pipefail
 python=${PYTHON:-python3}
-"$python" - <<'EOF'
+"$python" - <<'EOP'
 import sys
-if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"Python 3.11 or 3.12 is needed, this is {sys.version.split()[0]}; choose one with: make PYTHON=python3.11 …")
-EOF
-for tool in c++ git; do
-  command -v "$tool" >/dev/null || { echo "no $tool on this machine; Debian: apt-get install g++ git" >&2; exit 2; }
-done
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.exit(f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}; choose one with: make PYTHON=python3.11 …")
+EOP
+backend=${TORCH_BACKEND:-}
+if [ "$backend" = auto ]; then
+  echo "TORCH_BACKEND=auto: name the CUDA build, such as cu126: where no GPU is, as on a login node, auto takes the CPU's" >&2
+  exit 2
+fi
+command -v git >/dev/null || { echo "no git on this machine; Debian: apt-get install git" >&2; exit 2; }
 rm -f .venv/.ready
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
@@ -17,23 +23,16 @@ rm -f .venv/.ready
 awk '/^[A-Za-z0-9]/ {own = /^uv==/} own' requirements.lock > .venv/uv.lock
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
 
-# mmcv's sdist compiles for minutes in silence: say how far it is.
-cache=$(.venv/bin/uv cache dir)
-(
-  start=$SECONDS
-  while sleep 20; do
-    ninja=$(find "$cache"/sdists-v*/pypi/onedl-mmcv -name build.ninja -mmin -180 2>/dev/null | head -n 1 || true)
-    [ -n "$ninja" ] || { echo "set-up: installing, $((SECONDS - start)) s"; continue; }
-    all=$(grep -c '^build .*\.o:' "$ninja" || true)
-    done=$(find "$(dirname "$ninja")" -name '*.o' | wc -l)
-    echo "set-up: compiling mmcv's operators, $done of $all files, $((SECONDS - start)) s"
-  done
-) &
-watcher=$!
-trap 'kill $watcher 2>/dev/null || true' EXIT
-export MAX_JOBS=${MAX_JOBS:-$(nproc)}
-UV_NO_PROGRESS=1 .venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
+# mmcv comes as source only. Its build environment has no torch, so that it is taken as it is, without its operators.
+echo "set-up: installing the lock (3 GB to download where uv's cache has nothing)"
+env -u MMCV_WITH_OPS UV_NO_PROGRESS=1 .venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
-.venv/bin/python -c "import mmcv.ops, tsd" 
+if [ -n "$backend" ]; then
+  versions=$(awk -F'[ ;]' '/^(torch|torchvision)==/ {print $1}' requirements.lock)
+  # shellcheck disable=SC2086  # one word each
+  .venv/bin/uv pip install --quiet --python .venv/bin/python --torch-backend "$backend" --reinstall $versions
+fi
+.venv/bin/python -m tsd.ops.mmcv_ext
+.venv/bin/python -c "import mmcv.ops, tsd"
 touch .venv/.ready
 echo "set-up: done in $SECONDS s"

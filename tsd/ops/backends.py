@@ -43,7 +43,7 @@ def _obstacle(name: str, device: torch.device) -> str | None:
         return f"the package {name} is not installed"
     if device.type == "cuda":
         if name == "mmcv" and not _mmcv_has_cuda():
-            return "mmcv's operators were compiled without CUDA"
+            return "there is no mmcv compiled with CUDA"
         return None
     if name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
