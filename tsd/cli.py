@@ -389,6 +389,12 @@ def _init_tracking(name: str, uri: str) -> list[str]:
     return tracking.init(Path.cwd(), uri, [f"tsd-{name}"], titles)
 
 
+def _doctor(args: Args) -> int:
+    from tsd.doctor.examine import examine
+
+    return examine(_suite(args), quick=args.quick, as_json=args.json)
+
+
 def _mlflow_init(args: Args) -> int:
     from tsd.engine import tracking
     from tsd.files import write_json
@@ -638,6 +644,18 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")
     _suite_option(verb)
     verb.add_argument("--yes", action="store_true", help="remove them")
+
+    verb = _add(
+        verbs, "doctor", _doctor, "say whether this machine can do a suite's work, and what to do where it can't"
+    )
+    verb.description = (
+        "Look at the environment, the GPUs, every operator, the processes that it was started with (srun, torchrun), "
+        "the file system, weights, MLflow, Slurm and data. A line each: ok, warning or error, and what mends it. "
+        "Exit status: 0, 1 if there is an error, 2 for bad usage."
+    )
+    _suite_option(verb)
+    verb.add_argument("--quick", action="store_true", help="look for data and weights, and do not read them")
+    verb.add_argument("--json", action="store_true", help="print a JSON list and nothing else")
 
     mlflow = verbs.add_parser("mlflow", help="the mirror of the runs in MLflow").add_subparsers(
         required=True, metavar="VERB"

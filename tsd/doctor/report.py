@@ -1,0 +1,49 @@
+"""Checks as lines to read, or as JSON."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TextIO
+
+from tsd.doctor.checks import Check
+
+COLOURS = {"ok": "32", "warning": "33", "error": "31"}
+
+_STATE, _NAME = 9, 15
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that shows colours."""
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def line(check: Check, prefix: str = "", coloured: bool = False) -> str:
+    """State, name and finding, and below it the remedy if there is one."""
+    state = check.state.ljust(_STATE)
+    if coloured:
+        state = f"\x1b[{COLOURS[check.state]}m{state}\x1b[0m"
+    text = f"{prefix}{state}{check.name.ljust(_NAME)}{check.finding}"
+    return f"{text}\n{prefix}{' ' * _STATE}{check.remedy}" if check.remedy else text
+
+
+def summary(checks: Iterable[Check], seconds: float) -> str:
+    """How many warnings and errors."""
+    states = [check.state for check in checks]
+    counts = [(states.count("error"), "error"), (states.count("warning"), "warning")]
+    found = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
+    return f"{', '.join(found) or 'all is well'}; {seconds:.0f} s"
+
+
+def as_json(found: dict[tuple[int, str], list[Check]]) -> str:
+    """A list of objects: the checks of each (rank, host)."""
+    return json.dumps(
+        [asdict(check) | {"rank": rank, "host": host} for (rank, host), checks in found.items() for check in checks],
+        indent=1,
+    )
+
+
+def put(text: str, stream: TextIO | None = None) -> None:
+    """Print at once: a check after this one may take minutes."""
+    print(text, file=stream or sys.stdout, flush=True)
