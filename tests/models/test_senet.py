@@ -64,7 +64,7 @@ def test_frozen_stages_have_no_gradient_and_fixed_statistics():
 def test_deformable_convolutions_start_as_plain_ones():
     torch.manual_seed(0)
     plain = SENet(**SMALL)
-    deformable = SENet(dcn={"type": "DCN", "deform_groups": 1}, stage_with_dcn=(False, False, False, True), **SMALL)
+    deformable = SENet(dcn={"type": "TorchvisionDCN"}, stage_with_dcn=(False, False, False, True), **SMALL)
     deformable.init_weights()
     missing, unexpected = deformable.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected

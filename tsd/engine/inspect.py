@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,14 @@ def _multiply_adds(model: Any, size: tuple[int, int], proposals: int) -> Iterato
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    deformable = {torch.ops.torchvision.deform_conv2d: _deformable_convolution}
+
     def count(run: Any) -> tuple[int, Any]:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=deformable) as counter, torch.no_grad():
             result = run()
         return counter.get_total_flops() // 2, result
 
-    with _deformable_convolutions_counted(), torch.device("meta"):
+    with torch.device("meta"):
         macs, features = count(lambda: model.backbone(torch.empty(1, 3, *size)))
         yield "backbone", macs
         macs, pyramid = count(lambda: model.neck(features))
@@ -95,22 +96,11 @@ def _multiply_adds(model: Any, size: tuple[int, int], proposals: int) -> Iterato
         yield "roi_head", count(lambda: _run_heads(model.roi_head, proposals))[0]
 
 
-@contextmanager
-def _deformable_convolutions_counted() -> Iterator[None]:
-    """Run a deformable convolution as the plain one of its shape, after the one of its offsets: as many products."""
-    from mmcv.ops import DeformConv2dPack
-    from torch.nn import functional as F
+def _deformable_convolution(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """As many products as the plain convolution of its shape; that of its offsets is counted by itself."""
+    from torch.utils.flop_counter import conv_flop_count
 
-    def forward(self: Any, x: Any) -> Any:
-        self.conv_offset(x)
-        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
-
-    deformable = DeformConv2dPack.forward
-    DeformConv2dPack.forward = forward
-    try:
-        yield
-    finally:
-        DeformConv2dPack.forward = deformable
+    return conv_flop_count(x_shape, weight_shape, out_shape)
 
 
 def _run_heads(roi_head: Any, proposals: int) -> None:

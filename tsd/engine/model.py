@@ -178,7 +178,7 @@ def _backbone(settings: Settings) -> Config:
         return config
     config["base_channels"] = settings["base_channels"]
     if settings.get("dcn", False):
-        config["dcn"] = {"type": "DCN", "deform_groups": 1}
+        config["dcn"] = {"type": "TorchvisionDCN"}
         config["stage_with_dcn"] = [False, True, True, True]
     if kind == "senet154":
         return config

@@ -1,5 +1,6 @@
 """Detectors of the paper as mmdet plugins: ``custom_imports = dict(imports=['tsd.models'])`` registers them."""
 
+from tsd.models.deform_conv import TorchvisionDCN
 from tsd.models.disentangled import BranchedBBoxHead, BranchedFPN, BranchedResNet, BranchedRoIHead, BranchRPNHead
 from tsd.models.legacy import InclusiveOverlaps, InclusiveRoIExtractor, ReleasedBoxCoder
 from tsd.models.norm_sync import (
@@ -33,4 +34,5 @@ __all__ = [
     "TSDBBoxHead",
     "TSDCascadeRoIHead",
     "TSDRoIHead",
+    "TorchvisionDCN",
 ]

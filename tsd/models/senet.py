@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from tsd.models.deform_conv import TorchvisionDCN
+
 BLOCKS = (3, 8, 36, 3)
 EXPANSION = 4
 REDUCTION = 16
@@ -141,9 +143,8 @@ class SENet(BaseModule):
         """As ``init_cfg`` says; offsets of deformable convolutions start at zero."""
         super().init_weights()
         for module in self.modules():
-            if hasattr(module, "conv_offset"):
-                nn.init.zeros_(module.conv_offset.weight)
-                nn.init.zeros_(module.conv_offset.bias)
+            if isinstance(module, TorchvisionDCN):
+                module.init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) → one map per index of ``out_indices``."""
