@@ -1,4 +1,7 @@
-"""One training in several processes, started as on a cluster: torchrun, gloo, on this machine."""
+"""One training in several processes, started as on a cluster: torchrun, gloo, on this machine.
+
+It has what a real one has: a file of pretrained weights, a frozen stage, and processes that load its data.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from mmdet.models.backbones import ResNet
 
 from tests.conftest import ROOT, free_port, project_with_scenes, tsd
 from tests.engine.test_training import assert_same, result
@@ -27,11 +31,15 @@ TRAIN = ("train", "--suite", "pair", "--experiment", "tsd_pc", "--no-mlflow")
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
 """Single precision over eight steps; in double precision one step agrees to 1e-6, see test_distributed."""
 
+PUBLISHED = "resnet18-published.pth"
+"""Pretrained weights in the project's folder."""
+
 
 def suite_of(processes):
     """Tiny scenes, frozen BN and reduced normalisers, so that the number of processes does not matter."""
     suite = yaml.safe_load((ROOT / "params/suites/tiny.yaml").read_text())
-    suite["override"]["backbone"]["norm"] = "frozen_bn"
+    suite["override"]["backbone"] |= {"norm": "frozen_bn", "frozen_stages": 1, "pretrained": PUBLISHED}
+    suite["resources"]["workers"] = 1
     suite["override"]["schedule"] |= {"optimizer": "sgd", "lr": 0.01, "epochs": 2, "batch_size": 4}
     suite["override"]["norm_sync"] = True
     suite["experiments"] = ["tsd_pc"]
@@ -47,9 +55,12 @@ def write_suite(folder, processes):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A project with the data."""
+    """A project with the data and the pretrained weights."""
     with pytest.MonkeyPatch.context() as patch:
         folder = project_with_scenes(tmp_path_factory.mktemp("launch") / "project", patch)
+    torch.manual_seed(11)
+    state = ResNet(depth=18, base_channels=8, stem_channels=8).state_dict()
+    torch.save(state | {"fc.weight": torch.zeros(2, 2)}, folder / PUBLISHED)
     return folder
 
 
@@ -88,6 +99,20 @@ def test_two_processes_end_with_the_weights_and_figures_of_one(reference):
     assert [line["step"] for line in one[1]] == [line["step"] for line in two[1]]  # once each: one process writes
     for first, second in zip(one[1], two[1], strict=True):
         assert second == pytest.approx(first, abs=2e-3)
+
+
+def test_what_is_frozen_stays_the_files_in_every_process_and_after_resuming(prepared, reference):
+    """Everything below ends with the weights of these two."""
+    file = torch.load(prepared / PUBLISHED, weights_only=True)
+    frozen = [name for name in file if name.startswith(("conv1.", "bn1.", "layer1.")) or "running" in name]
+    assert len(frozen) > 40
+    for weights, _ in reference.values():
+        for name in frozen:
+            assert torch.equal(weights[f"backbone.{name}"], file[name]), name
+        change = max(
+            float((weights[f"backbone.{name}"] - file[name]).abs().max()) for name in set(file) - {"fc.weight"}
+        )
+        assert 0 < change < 0.1, "trained, from where the file starts"
 
 
 def start(*command):
@@ -164,7 +189,7 @@ def test_a_process_that_dies_ends_all_and_the_next_attempt_goes_on(prepared, ref
     victims = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if child.environ().get("RANK") == "1" and "tsd.cli" in " ".join(child.cmdline())
+        if child.environ().get("RANK") == "1" and "RANK" not in child.parent().environ()  # a trainer, no loader of one
     ]
     assert len(victims) == 1
     victims[0].send_signal(signal.SIGKILL)

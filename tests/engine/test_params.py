@@ -1,11 +1,13 @@
 """params/ → resolved experiments: precedence, digests, and an error for every mistake that names file and key."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 import tsd
+from tsd.engine import params
 from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import get_run, load_suite, suites
 from tsd.errors import InputError, ParamsError
@@ -79,6 +81,65 @@ def test_a_new_pin_of_the_data_is_other_data(project):
     out = {"path": "data/tiny/manifest.json", "md5": "0" * 32, "size": 1, "hash": "md5"}
     (project / "data.dvc").write_text(yaml.safe_dump({"outs": [out]}))
     assert run_of().digest != first
+
+
+def test_the_digests_of_recorded_runs_stay(root, monkeypatch):
+    monkeypatch.chdir(root)
+    recorded = sorted((root / "benchmarks/evidence").glob("*/*.json"))
+    assert len(recorded) >= 30
+    for path in recorded:
+        suite = load_suite(path.parent.name)
+        experiment, seed, digest, test_digest = re.fullmatch(r"(.+)-seed(\d+)-(\w+)-(\w+)", path.stem).groups()
+        run = get_run(suite, experiment, int(seed), data_digest(suite))
+        assert (run.digest, run.test_digest) == (digest, test_digest), path.name
+    suite = load_suite("demo")
+    demo = {name: get_run(suite, name, 0, data_digest(suite)).digest for name in suite.experiments}
+    assert demo == {"baseline": "d3e86b57e7f8", "tsd_joint": "05df4352791a", "tsd_pc": "af9912d70530"}
+
+
+def with_presets(monkeypatch, **changed):
+    """Today's presets of the recipe `released` with some changed."""
+    namespace = dict(params._recipes())
+    recipes = namespace["RECIPES"] | {"released": namespace["RECIPES"]["released"] | changed}
+    monkeypatch.setitem(namespace["recipe_changes"].__globals__, "RECIPES", recipes)
+
+
+def test_a_changed_preset_changes_the_digests_of_what_it_sets(project, monkeypatch):
+    names = ("baseline", "tsd_pc")
+    before = {name: run_of(name).digest for name in names}
+    edit(project, lambda e: e["experiments"]["tsd_pc"]["head"].update(margin_cls=0.4), "params/experiments.yaml")
+    explicit = run_of("tsd_pc").digest
+    with_presets(monkeypatch, margin_cls=0.25)
+    assert run_of("tsd_pc").digest == explicit  # says its own
+    edit(project, lambda e: e["experiments"]["tsd_pc"]["head"].pop("margin_cls"), "params/experiments.yaml")
+    assert run_of("tsd_pc").digest != before["tsd_pc"]
+    assert run_of("baseline").digest == before["baseline"]  # has no such head
+
+
+def test_recipe_papers_present_gradient_is_in_the_digests_of_its_tsd_heads(project):
+    edit(project, lambda s: s.update(recipe="paper"))
+    today = run_of("tsd_pc")
+    assert params._changes(today.settings, "paper") == {"pr_grad": "all"}
+    assert params._changes(run_of("baseline").settings, "paper") == {}
+    edit(project, lambda e: e["experiments"]["tsd_pc"]["head"].update(pr_grad="pooling"), "params/experiments.yaml")
+    assert params._changes(run_of("tsd_pc").settings, "paper") == {}
+
+
+def test_runs_from_pretrained_weights_are_not_those_that_lost_them(project):
+    edit(project, lambda s: s["override"]["backbone"].update(pretrained="resnet18"))
+    run = run_of()
+    lost = params._hash([run.training, run.suite.recipe, run.data_digest, tsd.REVISION])
+    assert run.digest != lost
+
+
+def test_learning_p_r_by_the_pooling_alone_with_adamw_is_warned_of(project):
+    assert params.cautions(run_of("tsd_pc")) == []
+    edit(project, lambda e: e["experiments"]["tsd_pc"]["head"].update(pr_grad="pooling"), "params/experiments.yaml")
+    (sentence,) = params.cautions(run_of("tsd_pc"))
+    assert sentence.startswith("tsd_pc of suite tiny: head.pr_grad: pooling with schedule.optimizer: adamw")
+    assert params.cautions(run_of("baseline")) == []
+    edit(project, lambda s: s["override"]["schedule"].update(optimizer="sgd"))
+    assert params.cautions(run_of("tsd_pc")) == []
 
 
 def set_key(*path, value):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mmdet.models.backbones import ResNet
 
 from tests.conftest import copy_project, project_with_scenes, tsd
 from tsd.engine import checkpoint
@@ -184,13 +185,20 @@ def test_missing_pretrained_weights_say_where_they_belong(tiny, monkeypatch):
     assert "no file resnet18.pth here, and TSD_WEIGHTS is not set" in done.stderr
 
 
-def test_the_dumped_config_runs_with_mmdets_own_runner(tiny):
+def test_the_dumped_config_runs_with_mmdets_own_runner_from_the_pretrained_weights(tiny):
+    path = tiny / "params/suites/tiny.yaml"
+    suite = yaml.safe_load(path.read_text())
+    suite["override"]["backbone"] |= {"pretrained": "resnet18.pth", "norm": "frozen_bn", "frozen_stages": 1}
+    path.write_text(yaml.safe_dump(suite))
+    torch.manual_seed(11)
+    torch.save(ResNet(depth=18, base_channels=8, stem_channels=8).state_dict(), tiny / "resnet18.pth")
     done = tsd("config", "--suite", "tiny", "--experiment", "tsd_pc", "--output", "config.py")
     assert done.returncode == 0, done.stderr
     code = (
-        "from mmengine.config import Config\nfrom mmengine.registry import RUNNERS\n"
+        "import torch\nfrom mmengine.config import Config\nfrom mmengine.registry import RUNNERS\n"
         "config = Config.fromfile('config.py')\nconfig.train_cfg.max_epochs = 1\nconfig.work_dir = 'work'\n"
-        "RUNNERS.build(config).train()\nprint('trained')"
+        "model = RUNNERS.build(config).train()\nfile = torch.load('resnet18.pth')\n"
+        "assert torch.equal(model.backbone.layer1[1].conv2.weight, file['layer1.1.conv2.weight'])\nprint('trained')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "trained" in done.stdout, done.stderr[-2000:]

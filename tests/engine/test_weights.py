@@ -68,7 +68,7 @@ def test_both_branches_and_offsets_start_from_plain_weights(tmp_path):
     branched = BranchedResNet(3, depth=50)
     load_pretrained(branched, path)
     assert torch.equal(branched.layer4[2].conv3.weight, branched.reg_layer4[2].conv3.weight)
-    deformable = ResNet(depth=50, dcn={"type": "DCN", "deform_groups": 1}, stage_with_dcn=(False, False, False, True))
+    deformable = ResNet(depth=50, dcn={"type": "TorchvisionDCN"}, stage_with_dcn=(False, False, False, True))
     loaded = load_pretrained(deformable, path)
     assert {key.split(".")[0] for key in loaded.keys.missing} == {"layer4"}
     assert all("conv_offset" in key for key in loaded.keys.missing)

@@ -29,6 +29,7 @@ def build_config(run: Run, work_dir: Path) -> Config:
     settings, suite = run.settings, run.suite
     classes = read_classes(run)
     on_gpu = suite.resources["gpu"] > 0
+    pretrained = settings["backbone"]["pretrained"]
     return {
         "default_scope": "mmdet",
         "custom_imports": {"imports": ["tsd.models", "tsd.engine.runner", "tsd.engine.adapters"]},
@@ -44,6 +45,7 @@ def build_config(run: Run, work_dir: Path) -> Config:
         "default_hooks": {"logger": None, "checkpoint": None, "timer": {"type": "IterTimerHook"}},
         "custom_hooks": [{"type": "StatelessRandomHook", "seed": run.seed}],
         "model": build_model(settings, len(classes), suite.recipe, run.seed),
+        **({} if pretrained is None else {"pretrained_backbone": pretrained}),
         **_data(run, classes),
         **_schedule(settings, suite.monitor),
     }
@@ -100,7 +102,9 @@ def _data(run: Run, classes: list[str]) -> Config:
     train_pipeline = [*load, train_resize, {"type": "RandomFlip", "prob": flip}, *to_legacy, {"type": "PackDetInputs"}]
     pack = {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]}
     workers = suite.resources["workers"]
-    loader = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader: Config = {"num_workers": workers, "persistent_workers": workers > 0}
+    if workers:
+        loader["worker_init_fn"] = {"type": "ignore_stop_signals"}
     train_dataset = _dataset(run, "train", classes, train_pipeline) | _training_options(run)
     val_loader: Config = {
         "batch_size": 1,

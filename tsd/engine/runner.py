@@ -4,27 +4,66 @@ Nothing random is saved: data order, augmentation and sampling are functions of 
 training continues the same sequence and ends with the same weights as one that was never stopped.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from tsd.engine import checkpoint
+from tsd.engine import checkpoint, weights
 from tsd.engine.params import KEPT_CHECKPOINTS
 
 
 @RUNNERS.register_module()
 class StrictRunner(Runner):
-    """Runner whose checkpoints hold tensors and plain types, and are only read so."""
+    """Runner whose checkpoints hold tensors and plain types, and are only read so.
+
+    The config's ``pretrained_backbone``, if there is one, names the ImageNet weights that a training starts from, see
+    :func:`tsd.engine.weights.find_weights`.
+
+    What mmengine's ``Runner`` does between building the model and the first step, and what it means here (0.10.12,
+    ``runner/runner.py``):
+
+    * ``__init__`` seeds, then builds the model, then wraps it: DDP sends process 0's parameters to the others and
+      looks at ``requires_grad`` once, so that whatever freezes has to do it in the model's constructor, as mmdet's and
+      our backbones do. ``runner.model`` is then the wrapper, not the detector.
+    * ``train`` builds loader, optimizer and schedules, and calls ``before_run``. The optimizer gets frozen parameters
+      too; without a gradient neither step nor weight decay touches them.
+    * ``_init_model_weights`` then initialises every module anew, frozen ones and a backbone that was loaded before
+      included: so weights are loaded there, after it. It draws from the generator that ``__init__`` seeded; each step
+      seeds anew (``StatelessRandomHook``), so what it draws does not reach the steps.
+    * ``load_or_resume`` follows, so that a checkpoint goes before the ImageNet weights.
+    * ``ResumableTrainLoop`` calls ``model.train()`` before each epoch, where backbones set frozen layers back.
+    """
+
+    pretrained_sha256: str | None = None
+    """Of the file of ImageNet weights that the training started from, resumed or not."""
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """As mmengine's; but where there is no GPU, DDP is not told to use one."""
         if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
             return MMDistributedDataParallel(model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _init_model_weights(self) -> None:
+        """As mmengine's, and then the ImageNet weights, unless a checkpoint is about to be resumed.
+
+        Raises:
+            InputError, CheckpointError: there is no such file, or it does not fit.
+        """
+        super()._init_model_weights()
+        name = self.cfg.get("pretrained_backbone")
+        if name is None or self._resume:
+            return
+        backbone = self._bare_model.get_submodule("backbone")
+        loaded = weights.load_pretrained(backbone, weights.find_weights(name))
+        self.pretrained_sha256 = loaded.sha256
+        if is_main_process():
+            print(loaded, file=sys.stderr)
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
         """Load weights for evaluation; every key must fit.
@@ -43,6 +82,7 @@ class StrictRunner(Runner):
         path = Path(filename)
         content = checkpoint.load(path)
         checkpoint.load_model(self._bare_model, path)
+        self.pretrained_sha256 = content["meta"].get("pretrained_sha256")
         self.train_loop._epoch = content["meta"]["epoch"]
         self.train_loop._iter = content["meta"]["iter"]
         self.optim_wrapper.load_state_dict(content["optimizer"])
@@ -71,6 +111,8 @@ class StrictRunner(Runner):
         """Weights and what they are, as plain data."""
         state = {key: value.detach().cpu() for key, value in self._bare_model.state_dict().items()}
         meta = {"epoch": epoch, "iter": step, "seed": self.seed, "config": self.cfg.pretty_text}
+        if self.pretrained_sha256:
+            meta["pretrained_sha256"] = self.pretrained_sha256
         classes = self.cfg.train_dataloader.dataset.dataset.metainfo.classes
         return {"meta": meta | {"dataset_meta": {"classes": list(classes)}}, "state_dict": state}
 

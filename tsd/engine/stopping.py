@@ -1,6 +1,8 @@
 """Ending a training when a scheduler asks for it."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,22 @@ def listening() -> Iterator[StopRequest]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def obey_only_the_parent() -> None:
+    """In a process that loads data: a scheduler's signals are the training's business, but its own end this process.
+
+    A handler can't tell who sent a signal, and with signals ignored the parent would wait for this process when it
+    exits itself: so a thread takes them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def take() -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=take, daemon=True).start()
 
 
 def ignoring() -> None:

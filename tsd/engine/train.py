@@ -17,7 +17,7 @@ import yaml
 from tsd.data.manifest import verify_annotations
 from tsd.engine import distributed, stopping, tracking
 from tsd.engine.identity import manifest_path
-from tsd.engine.params import Run
+from tsd.engine.params import Run, cautions
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
 
@@ -42,6 +42,8 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
     if distributed.rank():
         return _train_along(run, folder)
     _check_data(run)
+    for caution in cautions(run):
+        print(f"warning: {caution}", file=sys.stderr)
     with _exclusive(folder), stopping.listening() as request:
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
         write_json(folder / "environment.json", environment())
@@ -88,14 +90,20 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
     import torch
 
     from tsd.engine import checkpoint, weights
-    from tsd.engine.adapters.journal import CheckpointHook, JournalHook, StopHook
+    from tsd.engine.adapters.journal import CheckpointHook, JournalHook, StartHook, StopHook
     from tsd.engine.config import load_config
     from tsd.engine.runner import StrictRunner
 
     if run.suite.resources["gpu"] == 0:
         torch.set_num_threads(run.suite.resources["threads"])
-    config = load_config(run)
     first = distributed.rank() == 0
+    checkpoints = folder / "checkpoints"
+    found = checkpoint.newest_whole(checkpoints) if first else None
+    newest = distributed.agree_on(found[1] if found else None)
+    pretrained = run.settings["backbone"]["pretrained"]
+    if newest is None and pretrained is not None:
+        weights.find_weights(pretrained)  # missing ones are told before the network is built
+    config = load_config(run)
     if distributed.world() > 1:
         config.launcher = "pytorch"
     if first:
@@ -114,16 +122,15 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
 
     runner.register_hook(JournalHook(folder / "log.jsonl", run.suite.monitor["log_steps"], title))
     every = run.suite.monitor["checkpoint_steps"]
-    checkpoints = folder / "checkpoints"
     runner.register_hook(CheckpointHook(checkpoints, every, saved))
     runner.register_hook(StopHook(request, lambda epoch, step: runner.save_training_state(checkpoints, epoch, step)))
-    if (pretrained := run.settings["backbone"]["pretrained"]) is not None:
-        loaded = weights.load_pretrained(runner.model.backbone, weights.find_weights(pretrained))
-        if first:
-            print(loaded, file=sys.stderr)
-            write_json(folder / "environment.json", environment() | {"pretrained_sha256": loaded.sha256})
-    found = checkpoint.newest_whole(checkpoints) if first else None
-    newest = distributed.agree_on(found[1] if found else None)
+    if first and pretrained is not None:
+
+        def started() -> None:
+            facts = environment() | {"pretrained_sha256": runner.pretrained_sha256}
+            write_json(folder / "environment.json", facts)
+
+        runner.register_hook(StartHook(started))
     if newest is not None:
         if found:
             print(f"{title}: resuming after step {found[0]} from {newest}", file=sys.stderr)
@@ -139,6 +146,8 @@ def environment() -> dict[str, Any]:
     import mmdet
     import torch
 
+    from tsd.ops import mmcv_ext
+
     commit, dirty = git_state()
     return {
         "git_commit": commit,
@@ -147,6 +156,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "mmdet": mmdet.__version__,
         "mmcv": mmcv.__version__,
+        "mmcv_operators": mmcv_ext.origin(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "hostname": platform.node(),
         "platform": platform.platform(),

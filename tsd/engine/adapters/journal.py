@@ -28,6 +28,16 @@ class Stopped(SystemExit):
     """The training was told to end; its state is saved, and the same command goes on with it."""
 
 
+class StartHook(Hook):
+    """Call ``started()`` once the model holds the weights that its training goes on from."""
+
+    def __init__(self, started: Callable[[], None]) -> None:
+        self.started = started
+
+    def before_train(self, runner: Any) -> None:
+        self.started()
+
+
 class StopHook(Hook):
     """End the training when a signal asked for it: after the step that is being done, its state saved.
 

@@ -11,16 +11,28 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from mmengine.dist import get_dist_info
+from mmengine.registry import FUNCTIONS
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from tsd.data.class_aware import ClassAwareSequence, ClassIndex
+from tsd.engine import stopping
 from tsd.engine.adapters.openimages import StoredOpenImages
 from tsd.engine.adapters.random import seed_all
 from tsd.errors import InputError
 
 Draw = tuple[int, int]
 """Position in the sequence of the whole training, and the picture that is shown there."""
+
+
+@FUNCTIONS.register_module()
+def ignore_stop_signals(worker: int) -> None:
+    """Start of a process that loads data; it draws nothing at random that is not seeded by position.
+
+    What asks a training to stop may reach all its processes: one that loads goes on until the training, which finishes
+    its step, ends it.
+    """
+    stopping.obey_only_the_parent()
 
 
 @DATASETS.register_module()
