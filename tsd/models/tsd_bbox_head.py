@@ -61,7 +61,7 @@ class TSDBBoxHead(BBoxHead):
         margin_loc: m_r.
         margin_cap: hinge at most 1 − the sibling's score (released code; not in Eq. 7 and 8).
         sibling_detach: PC sends no gradient to the sibling head (released code).
-        pr_grad: where P̂r carries gradient: ``pooling`` (Sec. 2.2), or ``all``: targets and decoding too (released).
+        pr_grad: where P̂r carries gradient: ``all``: pooling, targets and decoding (released), or ``pooling`` only.
         pc_cls_rois: RoIs in M_cls: ``all`` sampled (released code) or ``positive``.
         pc_loc_normalizer: M_loc is divided by the ``positives`` (released code) or all ``sampled`` RoIs.
         gamma: γ of Eq. 3 and 5 (released code: 0.1).
