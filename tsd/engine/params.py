@@ -255,8 +255,9 @@ def cautions(run: Run) -> list[str]:
     if head.get("pr_grad", preset["pr_grad"]) != "pooling":
         return []
     return [
-        f"{run.experiment} of suite {run.suite.name}: head.pr_grad: pooling with schedule.optimizer: adamw let P̂r drift "
-        "off the objects on generated scenes (loss_tsd_bbox 14 instead of 0.3 after 180 steps); pr_grad: all does not"
+        f"{run.experiment} of suite {run.suite.name}: head.pr_grad: pooling with schedule.optimizer: adamw let P̂r "
+        "drift off the objects on generated scenes (loss_tsd_bbox 14 instead of 0.3 after 180 steps); pr_grad: all "
+        "does not"
     ]
 
 

@@ -2,8 +2,8 @@
 
 mmcv publishes source only; its extension ``mmcv._ext`` takes half an hour of a C++ compiler, and has CUDA kernels only
 where nvcc of torch's CUDA was at hand. torchvision's wheels hold the same kernels for CPU and CUDA. The functions here
-have the names and arguments of mmcv's ``ops/csrc/pytorch/pybind.cpp`` and give what those give: the same bits on the
-CPU, but for deformable convolutions (1e-6 of the largest value).
+have the names and arguments of mmcv's ``ops/csrc/pytorch/pybind.cpp`` and give what those give: on the CPU the same
+bits, but for the scores of Gaussian soft-NMS (the last bit) and deformable convolutions (1e-6 of the largest value).
 
     python -m tsd.ops.mmcv_ext      # writes mmcv/_ext.py, which hands on to this module
 
