@@ -14,6 +14,12 @@ PATIENCE = 10.0
 """Seconds that another program may take to answer."""
 
 
+AGAIN = "rm -f .venv/.ready &&"
+"""Before ``make setup``, which else takes an environment that was made once for done."""
+
+SETUP = f"Install the lock again: `{AGAIN} make setup`."
+
+
 @dataclass(frozen=True)
 class Check:
     """One line: what was found, and what to do about it.

@@ -9,7 +9,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tsd.doctor.checks import Check, Context
+from tsd.doctor.checks import SETUP, Check, Context
 from tsd.errors import InputError
 
 PYTHON = ((3, 11), (3, 13))
@@ -58,7 +58,7 @@ def packages(context: Context) -> Check:
     if wrong:
         named = ", ".join(wrong[:_NAMED]) + (f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else "")
         finding = f"{len(wrong)} of {len(pins)} packages are not those of {LOCK}: {named}"
-        return Check("packages", "error", finding, "Install the lock: `make setup`.")
+        return Check("packages", "error", finding, SETUP)
     finding = f"{len(pins)} packages are those of {LOCK}, torch {installed.get('torch', 'is not among them')}"
     return Check("packages", "ok", finding)
 

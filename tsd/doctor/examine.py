@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsd.doctor import environment, inputs, machine, places, report, slurm, tracking
-from tsd.doctor.checks import Check, Context, sentence
+from tsd.doctor.checks import SETUP, Check, Context, sentence
 from tsd.doctor.meeting import Meeting
 from tsd.doctor.processes import who
 from tsd.engine.params import Suite
@@ -46,18 +46,15 @@ def _kernels(context: Context) -> list[Check]:
     return kernels(context)
 
 
-_SETUP = "Make the environment anew: `rm -f .venv/.ready && make setup`."
-
-
 def entries(meeting: Meeting) -> list[Entry]:
     """All checks."""
     return [
-        Entry("Python", environment.python_version, "node", _SETUP),
-        Entry("packages", environment.packages, "node", "Install the lock: `make setup`."),
-        Entry("mmcv", environment.mmcv_operators, "node", _SETUP),
+        Entry("Python", environment.python_version, "node", SETUP),
+        Entry("packages", environment.packages, "node", SETUP),
+        Entry("mmcv", environment.mmcv_operators, "node", SETUP),
         Entry("GPU", machine.gpus, "process", "See what the driver says: `nvidia-smi`."),
-        Entry("operators", _operators, "process", _SETUP),
-        Entry("Triton", _kernels, "node", _SETUP),
+        Entry("operators", _operators, "process", SETUP),
+        Entry("Triton", _kernels, "node", SETUP),
         Entry("processes", meeting.all_reduce, "process", "Start them by `srun` or `torchrun`."),
         Entry("locks", places.locks, "node", "See what is there: `ls -ld results`."),
         Entry("space", places.space, "job", "See it yourself: `df -h . results data`."),

@@ -84,28 +84,31 @@ def weights(context: Context) -> list[Check]:
         try:
             good.append(_look_at(name, context.quick))
         except CheckpointError as error:
-            wrong[sentence(error), _AGAIN] = [name]
+            wrong[sentence(error), "Fetch it again from where it was published, and compare: `sha256sum FILE`."] = [
+                name
+            ]
         except InputError as error:
-            finding, _, remedy = sentence(error).partition("; ")
-            finding = finding.replace(f" {name} ", " ", 1).replace("backbone.pretrained: ", "")
-            wrong.setdefault((finding, _remedy(remedy)), []).append(name)
-    lines = [Check("weights", "error", f"{', '.join(who)}: {what}", how) for (what, how), who in wrong.items()]
+            finding, _, remedy = sentence(error).replace("backbone.pretrained: ", "").partition("; ")
+            wrong.setdefault((finding.replace(name, "NAME"), _remedy(remedy)), []).append(name)
+    lines = [
+        Check("weights", "error", f"{', '.join(who)}: {what if len(who) > 1 else what.replace('NAME', who[0])}", how)
+        for (what, how), who in wrong.items()
+    ]
     if good:
-        what = "there" if context.quick else "whole"
-        lines.append(Check("weights", "ok", f"{what}: {', '.join(good)}"))
+        lines.append(Check("weights", "ok", f"{'there' if context.quick else 'whole'}: {', '.join(good)}"))
     return lines
 
-
-_AGAIN = "Fetch the file again from where it was published, and compare: `sha256sum FILE`."
 
 _NAME = "`export TSD_WEIGHTS=/path/to/weights`"
 
 
 def _remedy(text: str) -> str:
-    """What the error says is to be done, with a command where it has none."""
-    if "not set" in text or "set it" in text:
+    """What the error says is to be done, with the command."""
+    if "set it" in text:
         return f"Name a folder with the published files: {_NAME}."
-    return f"Put the published file there{f' ({text})' if text else ''}, or name a folder that has it: {_NAME}."
+    if not text or text.startswith("there is"):
+        return f"Put the published files there, or name a folder that has them: {_NAME}."
+    return f"{text[0].upper()}{text[1:]}, or name another folder: {_NAME}."
 
 
 def _look_at(name: str, quick: bool) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tsd.doctor.checks import Check, Context
+from tsd.doctor.checks import SETUP, Check, Context
 from tsd.doctor.operators import outcome, pooling
 from tsd.doctor.places import mount_of
 
@@ -28,7 +28,7 @@ def kernels(context: Context) -> list[Check]:
         return [Check("Triton", "ok", "not needed: no GPU here")]
     if importlib.util.find_spec("triton") is None:
         finding = "not installed: the pooling takes its slower backend"
-        return [Check("Triton", "warning", finding, "Install the lock: `make setup`.")]
+        return [Check("Triton", "warning", finding, SETUP)]
     index = 0 if context.here.world == 1 else context.here.device(torch.cuda.device_count())
     return [*trial(torch.device("cuda", index)), *cache()]
 

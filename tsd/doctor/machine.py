@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from tsd.doctor.checks import Check, Context, ask
+from tsd.doctor.checks import AGAIN, Check, Context, ask
 from tsd.errors import InputError, WorkError
 
 MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -79,7 +79,8 @@ def _without_cuda(context: Context, driver: str | None) -> Check:
     if not context.gpus:
         return Check("GPU", "ok", f"torch is built without CUDA, and suite {context.suite.name} asks for no GPU")
     finding = f"torch is built without CUDA, and suite {context.suite.name} asks for {_number(context.gpus)}"
-    remedy = f"Take one with CUDA: `make setup`, or for an older driver `TORCH_BACKEND={OLDER_BUILD[0]} make setup`."
+    older = f"`{AGAIN} TORCH_BACKEND={OLDER_BUILD[0]} make setup`"
+    remedy = f"Take one with CUDA: `{AGAIN} make setup`, or for an older driver {older}."
     return Check("GPU", "error" if driver or _in_job() else "warning", finding, remedy)
 
 
@@ -105,8 +106,8 @@ def _in_job() -> bool:
 def _for_driver(driver: int) -> str:
     build, cuda = OLDER_BUILD
     if driver >= MINIMUM_DRIVER[cuda]:
-        return f"Take torch built for it: `TORCH_BACKEND={build} make setup`."
+        return f"Take torch built for it: `{AGAIN} TORCH_BACKEND={build} make setup`."
     return (
         f"Ask the administrators for driver {MINIMUM_DRIVER[cuda]} or newer, and then take torch built for it: "
-        f"`TORCH_BACKEND={build} make setup`."
+        f"`{AGAIN} TORCH_BACKEND={build} make setup`."
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from tsd.doctor.checks import Check, Context
 from tsd.doctor.rendezvous import hosted_by_launcher, open_store, rendezvous, sum_of_ranks
+from tsd.errors import InputError
 
 TIMEOUT = 120.0
 """Seconds that processes wait for each other before the missing ones are named."""
@@ -146,12 +147,16 @@ def _lines(heard: list[dict[str, Any]] | None, rank: int, host: str) -> list[Che
 
 
 def _device(context: Context) -> str | None:
-    """What tells this process's GPU from all others; None on a machine without."""
+    """What tells this process's GPU from all others; None if it has none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(context.here.device(torch.cuda.device_count()))
+    try:
+        index = context.here.device(torch.cuda.device_count())
+    except InputError:  # there are more processes than GPUs
+        return None
+    properties = torch.cuda.get_device_properties(index)
     return f"{properties.name} {properties.uuid}"
 
 

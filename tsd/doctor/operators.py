@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tsd.doctor import reference
-from tsd.doctor.checks import Check, Context, sentence
+from tsd.doctor.checks import SETUP, Check, Context, sentence
 from tsd.doctor.reference import Array, wave
 
 Results = dict[str, Tensor]
@@ -235,7 +235,7 @@ def _expected_conv_and_norm(pictures: Array, weight: Array) -> Array:
 
 def _remedy(device: torch.device) -> str:
     if device.type == "cpu":
-        return "Install the lock and mmcv's operators anew: `rm -f .venv/.ready && make setup`."
+        return SETUP
     return (
         f"If other GPUs do it right, `nvidia-smi -q -i {device.index} -d ECC,PAGE_RETIREMENT` may say what this one "
         "has; let Slurm pass its node over: `sbatch --exclude=NODE …`."

@@ -78,7 +78,11 @@ def slurm(context: Context) -> list[Check]:
     if not isinstance(profile, dict):
         raise InputError(f"{path}: expected a mapping")
     asked = _pairs(profile.get("default-resources")) | _pairs(_pairs(profile.get("set-resources")).get(RULE))
-    nodes = read_nodes(ask("sinfo", "--noheader", "--exact", "-o", FIELDS))
+    try:
+        nodes = read_nodes(ask("sinfo", "--noheader", "--exact", "-o", FIELDS))
+    except WorkError as error:
+        remedy = "See whether its controller answers: `scontrol ping`."
+        return [Check("Slurm", "error" if context.gpus else "warning", str(error), remedy)]
     name = asked.get("slurm_partition")
     lines = []
     if not name:
@@ -166,12 +170,14 @@ def _partition(context: Context, name: str, nodes: list[Nodes], request: Request
         return Check("Slurm", "error", finding, remedy)
     usable = sum(group.count for group in fitting if group.is_usable)
     if usable < request.nodes:
-        finding = f"partition {name}: only {usable} of the {_number(request.nodes)} that a training needs are in use"
+        finding = (
+            f"partition {name}: only {usable} of the {_number(request.nodes)} that a training asks for can be used now"
+        )
         return Check("Slurm", "warning", finding, "See why: `sinfo --list-reasons`.")
     each = f"{request.gpus} GPUs, " if request.gpus else ""
-    fits = (
-        f"{usable} nodes have the {each}{request.cpus} CPUs and {request.memory} MB that each of {request.nodes} needs"
-    )
+    wanted = f"{each}{request.cpus} CPU{'s' if request.cpus > 1 else ''} and {request.memory} MB"
+    has = "has" if usable == 1 else "have"
+    fits = f"{_number(usable)} {has} the {wanted} that a training asks of {request.nodes}"
     time = "no time limit" if limit == float("inf") else f"time limit {limit:g} minutes, {request.runtime} asked for"
     return Check("Slurm", "ok", f"partition {name} is up; {fits}; {time}")
 

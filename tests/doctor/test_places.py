@@ -1,0 +1,149 @@
+"""Locks and renaming where results are written, space, and which file systems are on the network."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tests.doctor.conftest import context
+from tsd.doctor import places
+
+
+def test_locks_work_here_and_nothing_is_left_behind(examined, project):
+    before = sorted(project.iterdir())
+    assert "a lock keeps a second process out" in examined("locks", context()).only("ok").finding
+    assert sorted(project.iterdir()) == before
+    Path("results").mkdir()
+    assert str(project / "results") in examined("locks", context()).only("ok").finding
+    assert list(Path("results").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to(examined):
+    Path("results").symlink_to("/proc")  # where not even root makes a folder
+    line = examined("locks", context()).only("error")
+    assert line.finding.startswith("/proc (")
+    assert "can't be written to: " in line.finding
+    assert "`chmod u+w /proc`" in line.remedy
+
+
+def test_results_that_are_no_folder(examined):
+    Path("results").touch()
+    line = examined("locks", context()).only("error")
+    assert line.finding == "results is no folder"
+    assert "mv results results.old" in line.remedy
+
+
+def test_a_file_system_that_refuses_locks(examined, project, monkeypatch, mounted):
+    def refuse(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    line = examined("locks", context()).only("error")
+    assert "files can't be locked: Function not implemented" in line.finding
+    assert "ln -s /path/to/results results" in line.remedy
+    mounted(project, "lustre")
+    line = examined("locks", context()).only("error")
+    assert line.finding == f"{project} (lustre): files can't be locked: Function not implemented"
+    assert "`-o flock`" in line.remedy
+
+
+def test_locks_that_keep_nobody_out(examined, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)  # in this process; the second one's is real
+    assert "does not keep a second process out" in examined("locks", context()).only("error").finding
+
+
+def test_renaming_that_fails(examined, monkeypatch, project):
+    def refuse(source, target):
+        raise OSError(95, "Operation not supported")
+
+    before = sorted(project.iterdir())
+    monkeypatch.setattr(os, "replace", refuse)
+    line = examined("locks", context()).only("error")
+    assert "renamed over another: Operation not supported" in line.finding
+    assert sorted(project.iterdir()) == before
+
+
+@pytest.mark.parametrize("option", ["localflock", "local_lock=flock", "nolock"])
+def test_locks_of_one_machine_only_are_a_warning(examined, project, mounted, option):
+    mounted(project, "nfs", f"rw,{option},hard")
+    line = examined("locks", context()).only("warning")
+    assert option in line.finding
+
+
+def test_the_file_system_of_a_path_is_the_innermost(tmp_path, mounted):
+    with_space = tmp_path / "a folder"
+    mounted(with_space, "nfs4")
+    mounted(with_space / "scratch", "beegfs")
+    assert places.mount_of(with_space / "x" / "y").kind == "nfs4"
+    assert places.mount_of(with_space / "scratch" / "x").kind == "beegfs"
+    assert places.mount_of(tmp_path / "a folder too").kind == "ext4"
+    assert places.mount_of(with_space).is_network
+    assert not places.mount_of(tmp_path).is_network
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def free(monkeypatch, gigabytes):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, gigabytes * 1e9))
+
+
+def count_networks(name, millions):
+    target = Path("results", name, "models.json")
+    target.parent.mkdir(parents=True)
+    models = {experiment: {"params_m": millions} for experiment in context(name).suite.experiments}
+    target.write_text(json.dumps({"models": models}))
+
+
+def test_space_for_the_archives_of_coco_and_as_much_again(examined, monkeypatch):
+    count_networks("coco", 100.0)
+    # 46 trainings of 100 M weights: the weights, and two states of the weights and as much momentum: 0.4 GB × 5.
+    needed = 2 * 27 + 2.0 * len(context("coco").suite.experiments)
+    free(monkeypatch, needed + 1)
+    line = examined("space", context("coco")).only("ok")
+    assert f"{needed + 1:.1f} GB free; {needed:.1f} GB to come by the plan of suite coco" in line.finding
+    free(monkeypatch, needed - 1)
+    line = examined("space", context("coco")).only("error")
+    assert "mv results /large/disk/ && ln -s /large/disk/results results" in line.remedy
+
+
+def test_what_is_there_needs_no_space(examined, monkeypatch):
+    count_networks("coco", 100.0)
+    free(monkeypatch, 2.0 * len(context("coco").suite.experiments) + 1)
+    examined("space", context("coco")).only("error")
+    for name in ("train", "val"):
+        annotations, pictures = context("coco").suite.split(name)
+        annotations.parent.mkdir(parents=True, exist_ok=True)
+        annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+        pictures.mkdir(parents=True)
+    examined("space", context("coco")).only("ok")
+
+
+def test_checkpoints_of_unknown_size(examined, monkeypatch):
+    free(monkeypatch, 500)
+    line = examined("space", context("evidence")).only("warning")
+    assert "`tsd inspect --suite evidence --output results/evidence/models.json`" in line.remedy
+    examined("space", context("tiny")).only("ok")  # a small network: there is room enough
+    free(monkeypatch, 1)
+    examined("space", context("tiny")).only("warning")
+
+
+def test_folders_on_two_disks_have_a_line_each(examined, monkeypatch, tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system here")
+    Path("results").symlink_to(other)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 1e9 if path == other else 60e9))
+    answer = examined("space", context("coco"))
+    assert [line.state for line in answer.lines] == ["ok", "warning"]
+    assert "data/: 60.0 GB free; 54.0 GB to come" in answer.lines[0].finding
+    assert "results/: 1.0 GB free; checkpoints" in answer.lines[1].finding
+
+
+def test_a_plan_in_other_words_is_no_plan_without_need(examined, monkeypatch):
+    monkeypatch.setattr(places, "format_budget", lambda suite, runs, shown: "disk: much")
+    assert "says nothing of checkpoints" in examined("space", context("coco")).only("error").finding
