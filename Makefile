@@ -7,14 +7,22 @@ CORES ?= 2
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
+# The CUDA build of torch, for an older NVIDIA driver: TORCH_BACKEND=cu126 make setup. What was set up with is remembered.
+remembered := $(shell cat .venv/.torch_backend 2>/dev/null)
+TORCH_BACKEND ?= $(remembered)
 
 .PHONY: setup demo test lint format lock data tables report ui why clean
 
 setup: .venv/.ready
 
-# uv itself comes from the same hashed lock. TORCH_BACKEND=cu126 takes torch built for an older NVIDIA driver, see workflow/setup.sh.
+# uv itself comes from the same hashed lock.
 .venv/.ready: requirements.lock pyproject.toml workflow/setup.sh
-	PYTHON=$(PYTHON) bash workflow/setup.sh
+	PYTHON=$(PYTHON) TORCH_BACKEND=$(TORCH_BACKEND) bash workflow/setup.sh
+
+ifneq ($(TORCH_BACKEND),$(remembered))
+.venv/.ready: again
+.PHONY: again
+endif
 
 demo: setup
 	snakemake --cores $(CORES) --config suite=$(SUITE)

@@ -2,7 +2,7 @@
 # Build .venv from nothing but Python, make and git; done when .venv/.ready exists. Nothing is compiled.
 #
 #   TORCH_BACKEND=cu126   after the lock, take torch and torchvision of the same versions, built for another CUDA (for drivers older
-#                         than the lock's build wants); any name that `uv pip install --torch-backend` knows but `auto`
+#                         than the lock's build wants): a name that `uv pip install --torch-backend` knows, but not `auto`
 set -euo pipefail
 python=${PYTHON:-python3}
 "$python" - <<'EOP'
@@ -32,6 +32,7 @@ if [ -n "$backend" ]; then
   # shellcheck disable=SC2086  # one word each
   .venv/bin/uv pip install --quiet --python .venv/bin/python --torch-backend "$backend" --reinstall $versions
 fi
+echo "$backend" > .venv/.torch_backend
 .venv/bin/python -m tsd.ops.mmcv_ext
 .venv/bin/python -c "import mmcv.ops, tsd"
 touch .venv/.ready
