@@ -16,6 +16,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from tests.conftest import ROOT, project_with_scenes
+from tsd.engine import checkpoint
 from tsd.engine.config import load_config
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, load_suite
@@ -68,6 +69,7 @@ def suite(tmp_path_factory):
         path = folder / "params/suites/tiny.yaml"
         names = list(yaml.safe_load((ROOT / "params/experiments.yaml").read_text())["experiments"])
         content = yaml.safe_load(path.read_text()) | {"experiments": names, "override": {}, "recipe": "released"}
+        content["monitor"]["checkpoint_steps"] = 2
         path.write_text(yaml.safe_dump(content))
         patch.setenv("TSD_WEIGHTS", str(folder / "published.pth"))
         yield load_suite("tiny")
@@ -156,6 +158,24 @@ def test_a_training_keeps_the_files_frozen_tensors_and_starts_the_others_there(s
     facts = json.loads((run.folder / "environment.json").read_text())
     content = torch.load(run.checkpoint, weights_only=True)
     assert facts["pretrained_sha256"] == content["meta"]["pretrained_sha256"]
+
+
+@pytest.mark.parametrize("experiment", ["baseline_r101_dcn", "d_s16", "baseline_mobilenet_v2"])
+def test_resuming_ends_with_the_same_bits_and_needs_no_weights_file(suite, experiment, monkeypatch):
+    run = small_run(suite, experiment)
+    publish(detector(run).backbone, Path("published.pth"))
+    train(run)
+    whole = torch.load(run.checkpoint, weights_only=True)
+    run.checkpoint.unlink()
+    newest, *_ = checkpoint.steps(run.folder / "checkpoints")
+    newest[1].unlink()
+    monkeypatch.delenv("TSD_WEIGHTS")
+    train(run)
+    resumed = torch.load(run.checkpoint, weights_only=True)
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+    facts = json.loads((run.folder / "environment.json").read_text())
+    assert resumed["meta"]["pretrained_sha256"] == facts["pretrained_sha256"] == whole["meta"]["pretrained_sha256"]
 
 
 def test_every_backbone_is_tried():
