@@ -60,7 +60,7 @@ def test_a_driver_too_old_for_torch_is_an_error_with_the_build_that_fits(examine
     driver("535.161.08")
     line = examined("GPU", context(gpu=8)).only("error")
     assert line.finding == "driver 535.161.08 is too old for torch's CUDA 13.0, which needs 580 or newer"
-    assert line.remedy == "Take torch built for it: `rm -f .venv/.ready && TORCH_BACKEND=cu126 make setup`."
+    assert line.remedy == "Take torch built for it: `TORCH_BACKEND=cu126 make setup`."
     examined("GPU", context()).only("warning")  # nothing of a suite without GPUs fails for it
 
 

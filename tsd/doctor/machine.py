@@ -79,7 +79,7 @@ def _without_cuda(context: Context, driver: str | None) -> Check:
     if not context.gpus:
         return Check("GPU", "ok", f"torch is built without CUDA, and suite {context.suite.name} asks for no GPU")
     finding = f"torch is built without CUDA, and suite {context.suite.name} asks for {_number(context.gpus)}"
-    older = f"`{AGAIN} TORCH_BACKEND={OLDER_BUILD[0]} make setup`"
+    older = f"`TORCH_BACKEND={OLDER_BUILD[0]} make setup`"
     remedy = f"Take one with CUDA: `{AGAIN} make setup`, or for an older driver {older}."
     return Check("GPU", "error" if driver or _in_job() else "warning", finding, remedy)
 
@@ -106,8 +106,8 @@ def _in_job() -> bool:
 def _for_driver(driver: int) -> str:
     build, cuda = OLDER_BUILD
     if driver >= MINIMUM_DRIVER[cuda]:
-        return f"Take torch built for it: `{AGAIN} TORCH_BACKEND={build} make setup`."
+        return f"Take torch built for it: `TORCH_BACKEND={build} make setup`."
     return (
         f"Ask the administrators for driver {MINIMUM_DRIVER[cuda]} or newer, and then take torch built for it: "
-        f"`{AGAIN} TORCH_BACKEND={build} make setup`."
+        f"`TORCH_BACKEND={build} make setup`."
     )
