@@ -67,6 +67,24 @@ def _generate(args: Args) -> int:
     return 0
 
 
+def _import_voc(args: Args) -> int:
+    from tsd.data.formats import voc
+
+    if (args.val is None) == (args.val_fraction is None):
+        raise InputError("tsd data import voc: expected --val LIST or --val-fraction FRACTION")
+    known = {"voc": voc.CLASSES, "found": None}
+    classes = known[args.classes] if args.classes in known else voc.read_classes(Path(args.classes))
+    options = voc.Options(args.max_side, args.quality, args.first_pixel, classes, args.workers)
+    pictures = voc.read_folder(args.folder, args.train, args.first_pixel)
+    if args.val is None:
+        splits = voc.split_by_digest(pictures, args.val_fraction)
+    else:
+        splits = {"train": pictures, "val": voc.read_folder(args.folder, args.val, args.first_pixel)}
+    for split, (number, boxes) in voc.import_voc(splits, args.out, options).items():
+        print(f"{args.out / 'annotations' / f'instances_{split}.json'}: {number} pictures, {boxes} boxes")
+    return 0
+
+
 def _fetch(args: Args) -> int:
     from tsd.engine import acquire
 
@@ -490,6 +508,32 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=_seed, default=0, help="with --scale")
     verb.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     verb.add_argument("--force", action="store_true", help="replace other content of the folder")
+    imports = data.add_parser("import", help="annotations of another form → COCO JSON").add_subparsers(
+        required=True, metavar="FORM"
+    )
+    verb = _add(imports, "voc", _import_voc, "Pascal VOC's XML and pictures → COCO JSON and pictures of train and val")
+    verb.add_argument("folder", type=Path, help="with Annotations/ and JPEGImages/, such as VOCdevkit/VOC2007")
+    verb.add_argument("--out", type=Path, required=True, help="a new folder")
+    verb.add_argument("--train", metavar="LIST", help="of ImageSets/Main, such as trainval (default: all pictures)")
+    verb.add_argument("--val", metavar="LIST", help="of ImageSets/Main, such as test")
+    verb.add_argument(
+        "--val-fraction",
+        type=_fraction,
+        help="in place of --val: so many of the pictures, by the digest of their names",
+    )
+    verb.add_argument(
+        "--classes", default="voc", help="voc: its twenty (default); found: those that occur; or a file, a name a line"
+    )
+    verb.add_argument("--max-side", type=_positive, help="reduce larger pictures to so many pixels")
+    verb.add_argument("--quality", type=_quality, help="1 to 95: save every JPEG picture anew with it")
+    verb.add_argument(
+        "--first-pixel",
+        type=int,
+        choices=[0, 1],
+        default=1,
+        help="number of a picture's first pixel (default: 1, VOC's)",
+    )
+    verb.add_argument("--workers", type=_positive, default=1, help="threads that read and write pictures")
     verb = _add(data, "fetch", _fetch, "fetch a suite's data by params/sources.yaml; what is stopped is gone on with")
     _suite_option(verb)
     verb.add_argument("--what", choices=["annotations", "pictures", "all"], default="all", help="of Open Images")
@@ -682,6 +726,20 @@ def _suite_option(verb: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     return _integer(text, 1, 2**31 - 1)
+
+
+def _quality(text: str) -> int:
+    return _integer(text, 1, 95)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
 
 
 def _seed(text: str) -> int:
