@@ -22,6 +22,7 @@ from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, load_suite
 from tsd.engine.train import train
 from tsd.engine.weights import OFFSETS, mobilenet_v2_names
+from tsd.models.timm_backbone import TimmBackbone
 
 SMALL = {
     "backbone": {"base_channels": 8, "norm": "frozen_bn", "frozen_stages": 1, "pretrained": "published"},
@@ -106,6 +107,8 @@ def publish(backbone, path: Path) -> dict[str, torch.Tensor]:
             module.load_state_dict(backbone.get_submodule(name.removeprefix("reg_")).state_dict())
     own = {key: value.clone() for key, value in backbone.state_dict().items()}
     plain = {key: value for key, value in own.items() if not key.startswith("reg_") and OFFSETS not in key}
+    if isinstance(backbone, TimmBackbone):
+        plain = {theirs: plain[ours] for theirs, ours in backbone.plain_names().items()}
     if type(backbone).__name__ == "MobileNetV2":
         plain = {theirs: plain[ours] for theirs, ours in mobilenet_v2_names().items()}
     torch.save(plain | {"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}, path)
@@ -141,7 +144,13 @@ def test_a_training_keeps_the_files_frozen_tensors_and_starts_the_others_there(s
     train(run)
     trained = backbone_of(run.checkpoint)
     frozen = frozen_names(model)
-    assert frozen & {"conv1.weight", "conv1.conv.weight", "layer0.conv1.weight"}
+    assert frozen & {
+        "conv1.weight",
+        "conv1.conv.weight",
+        "layer0.conv1.weight",
+        "body.conv_stem.weight",
+        "body.stem_0.weight",
+    }
     for name in frozen:
         assert torch.equal(trained[name], file[name]), name
     moved = 0.0

@@ -32,7 +32,7 @@ def build_config(run: Run, work_dir: Path) -> Config:
     pretrained = settings["backbone"]["pretrained"]
     return {
         "default_scope": "mmdet",
-        "custom_imports": {"imports": ["tsd.models", "tsd.engine.runner", "tsd.engine.adapters"]},
+        "custom_imports": {"imports": [*_models(settings), "tsd.engine.runner", "tsd.engine.adapters"]},
         "runner_type": "StrictRunner",
         "work_dir": str(work_dir),
         "log_level": "WARNING",
@@ -49,6 +49,12 @@ def build_config(run: Run, work_dir: Path) -> Config:
         **_data(run, classes),
         **_schedule(settings, suite.monitor),
     }
+
+
+def _models(settings: Settings) -> list[str]:
+    """Modules that register what the detector is made of."""
+    timm = settings["backbone"].get("type") == "timm"
+    return ["tsd.models", *(["tsd.models.timm_backbone"] if timm else [])]
 
 
 def load_config(run: Run) -> Any:

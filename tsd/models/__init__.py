@@ -1,4 +1,7 @@
-"""Detectors of the paper as mmdet plugins: ``custom_imports = dict(imports=['tsd.models'])`` registers them."""
+"""Detectors of the paper as mmdet plugins: ``custom_imports = dict(imports=['tsd.models'])`` registers them.
+
+``tsd.models.timm_backbone`` is imported by itself where it is wanted, since timm takes seconds to import.
+"""
 
 from tsd.models.deform_conv import TorchvisionDCN
 from tsd.models.disentangled import BranchedBBoxHead, BranchedFPN, BranchedResNet, BranchedRoIHead, BranchRPNHead
