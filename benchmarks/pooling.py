@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,8 +103,8 @@ def implementations(device: torch.device) -> dict[str, Pool]:
 
 def measure(
     device: torch.device, dtype: torch.dtype, rounds: int, number: int, picture: tuple[int, int] = (1216, 800)
-) -> dict[str, dict[str, float]]:
-    """Median milliseconds of forward and of both directions, and on a GPU the peak MiB, by implementation."""
+) -> dict[str, dict[str, Any]]:
+    """Median milliseconds of forward and of both directions, the quartiles of both, and on a GPU the peak MiB."""
     features, rois, offset = inputs(device, dtype, number, picture)
     pools = implementations(device)
     gradient = torch.randn(number, 256, SIZE, SIZE, device=device).to(dtype)
@@ -131,10 +132,30 @@ def measure(
         name: {
             "forward_ms": 1e3 * statistics.median(first for first, _ in values),
             "both_ms": 1e3 * statistics.median(both for _, both in values),
+            "quartiles_ms": quartiles([1e3 * both for _, both in values]),
             **({"peak_mib": peaks[name]} if name in peaks else {}),
         }
         for name, values in times.items()
     }
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """The middle half of the measurements: its lower and its upper end."""
+    if len(values) < 2:
+        return [values[0], values[0]]
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return [lower, upper]
+
+
+def describe(entries: dict[str, dict[str, Any]]) -> str:
+    """A line for each implementation."""
+    lines = []
+    for name, entry in entries.items():
+        ratio = entries["ours"]["both_ms"] / entry["both_ms"]
+        figures = f"{entry['forward_ms']:9.2f} ms forward {entry['both_ms']:9.2f} ms both"
+        spread = "{:.2f} to {:.2f}".format(*entry["quartiles_ms"])
+        lines.append(f"  {name:14s} {figures} ({spread})  ours/it {ratio:.2f}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -152,10 +173,7 @@ def main() -> None:
     found = {name: measure(device, getattr(torch, name), args.rounds, args.rois) for name in args.dtypes}
     for dtype, entries in found.items():
         print(f"{dtype}, {args.rois} RoIs, {device}")
-        for name, entry in entries.items():
-            ratio = entries["ours"]["both_ms"] / entry["both_ms"]
-            figures = f"{entry['forward_ms']:9.1f} ms forward {entry['both_ms']:9.1f} ms both"
-            print(f"  {name:14s} {figures}  ours/it {ratio:.2f}")
+        print(describe(entries))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"machine": platform.platform(), "torch": torch.__version__, "pooling": found}, file, indent=1)
