@@ -58,10 +58,14 @@ def prepared(tmp_path_factory):
     """A project with the data and the pretrained weights."""
     with pytest.MonkeyPatch.context() as patch:
         folder = project_with_scenes(tmp_path_factory.mktemp("launch") / "project", patch)
-    torch.manual_seed(11)
-    state = ResNet(depth=18, base_channels=8, stem_channels=8).state_dict()
-    torch.save(state | {"fc.weight": torch.zeros(2, 2)}, folder / PUBLISHED)
+    write_weights(folder / PUBLISHED, seed=11)
     return folder
+
+
+def write_weights(path, seed):
+    torch.manual_seed(seed)
+    state = ResNet(depth=18, base_channels=8, stem_channels=8).state_dict()
+    torch.save(state | {"fc.weight": torch.zeros(2, 2)}, path)
 
 
 def project_with(prepared, target, processes, monkeypatch):
@@ -113,6 +117,22 @@ def test_what_is_frozen_stays_the_files_in_every_process_and_after_resuming(prep
             float((weights[f"backbone.{name}"] - file[name]).abs().max()) for name in set(file) - {"fc.weight"}
         )
         assert 0 < change < 0.1, "trained, from where the file starts"
+
+
+def test_all_processes_have_the_weights_of_the_first_ones_file(prepared, reference, tmp_path, monkeypatch):
+    """Another node may have another file under the same name."""
+    folder = project_with(prepared, tmp_path / "project", 2, monkeypatch)
+    for rank, seed in enumerate((11, 12)):
+        (folder / f"node{rank}").mkdir()
+        write_weights(folder / f"node{rank}" / PUBLISHED, seed)
+    (folder / PUBLISHED).unlink()
+    script = folder / "rank.sh"
+    script.write_text(f'TSD_WEIGHTS=node$RANK exec {sys.executable} -m tsd.cli "$@"\n')
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
+    process = start(*torchrun, "bash", str(script), *TRAIN)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors[-2000:]
+    assert_same(result(run_folder()), reference[2])
 
 
 def start(*command):

@@ -187,6 +187,17 @@ def test_resuming_ends_with_the_same_bits_and_needs_no_weights_file(suite, exper
     assert resumed["meta"]["pretrained_sha256"] == facts["pretrained_sha256"] == whole["meta"]["pretrained_sha256"]
 
 
+def test_a_finished_run_keeps_the_digest_of_its_weights_when_a_repetition_fails(suite, monkeypatch):
+    run = small_run(suite, "baseline")
+    publish(detector(run).backbone, Path("published.pth"))
+    train(run)
+    before = json.loads((run.folder / "environment.json").read_text())["pretrained_sha256"]
+    monkeypatch.setattr("tsd.engine.runner.StrictRunner.resume", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(run)
+    assert json.loads((run.folder / "environment.json").read_text())["pretrained_sha256"] == before
+
+
 def test_every_backbone_is_tried():
     tried = set(one_of_each_backbone().values())
     assert {"baseline", "d_s8", "d_s16", "d_s32", "baseline_r101_dcn", "baseline_mobilenet_v2"} <= tried

@@ -1,5 +1,7 @@
 """ImageNet weights in the layouts that they are published in: every tensor accounted for, and the same features."""
 
+import hashlib
+
 import pytest
 import torch
 import torchvision
@@ -19,18 +21,23 @@ def features(model):
 
 
 def published(model, path):
-    """A classifier with statistics of its own, and what its features are."""
+    """A classifier with statistics of its own, and its file, which is named by its digest."""
     torch.manual_seed(0)
     for name, value in model.state_dict().items():
         if "running" in name:
             value.copy_(torch.rand_like(value) + 0.5)
     torch.save(model.state_dict(), path)
-    return model.eval()
+    return model.eval(), named_by_digest(path)
+
+
+def named_by_digest(path):
+    """As files are published: `resnet18.pth` → `resnet18-<digest>.pth`."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.rename(path.with_stem(f"{path.stem}-{digest[:8]}"))
 
 
 def test_resnet_loads_torchvisions_weights_and_has_its_features(tmp_path):
-    path = tmp_path / "resnet18-f37072fd.pth"
-    classifier = published(torchvision.models.resnet18(), path)
+    classifier, path = published(torchvision.models.resnet18(), tmp_path / "resnet18.pth")
     backbone = ResNet(depth=18)
     loaded = load_pretrained(backbone, path)
     assert loaded.keys.unexpected == ["fc.bias", "fc.weight"]
@@ -45,8 +52,7 @@ def seeded():
 
 
 def test_mobilenet_v2_loads_torchvisions_weights_and_has_its_features(tmp_path):
-    path = tmp_path / "mobilenet_v2-b0353104.pth"
-    classifier = published(torchvision.models.mobilenet_v2(), path)
+    classifier, path = published(torchvision.models.mobilenet_v2(), tmp_path / "mobilenet_v2.pth")
     backbone = MobileNetV2(out_indices=(1, 2, 4, 7))
     load_pretrained(backbone, path)
     torch.testing.assert_close(features(backbone), classifier.features(torch.rand(1, 3, 64, 64, generator=seeded())))
@@ -63,8 +69,7 @@ def test_resnext_64x4d_has_torchvisions_names_and_shapes(tmp_path):
 
 
 def test_both_branches_and_offsets_start_from_plain_weights(tmp_path):
-    path = tmp_path / "resnet50.pth"
-    published(torchvision.models.resnet50(), path)
+    _, path = published(torchvision.models.resnet50(), tmp_path / "resnet50.pth")
     branched = BranchedResNet(3, depth=50)
     load_pretrained(branched, path)
     assert torch.equal(branched.layer4[2].conv3.weight, branched.reg_layer4[2].conv3.weight)
@@ -77,9 +82,9 @@ def test_both_branches_and_offsets_start_from_plain_weights(tmp_path):
 def test_senet_loads_a_file_of_its_published_names(tmp_path):
     source = SENet(base_channels=8)
     state = source.state_dict() | {"last_linear.weight": torch.zeros(10, 256), "last_linear.bias": torch.zeros(10)}
-    torch.save(state, tmp_path / "legacy_senet154-e9eb9fe6.pth")
+    torch.save(state, tmp_path / "legacy_senet154.pth")
     backbone = SENet(base_channels=8)
-    load_pretrained(backbone, tmp_path / "legacy_senet154-e9eb9fe6.pth")
+    load_pretrained(backbone, named_by_digest(tmp_path / "legacy_senet154.pth"))
     assert torch.equal(features(source), features(backbone))
 
 
@@ -90,6 +95,15 @@ def test_senet_loads_a_file_of_its_published_names(tmp_path):
         (lambda state: state.update({"neck": torch.zeros(1)}), r"1 unexpected \(neck\)"),
         (lambda state: state.update({"conv1.weight": torch.zeros(1)}), r"1 misshapen \(conv1.weight\)"),
         (lambda state: state.update({"epoch": 3}), "expected a state_dict: names and tensors"),
+        (lambda state: state.update({3: torch.zeros(1)}), "expected a state_dict: names and tensors"),
+        (
+            lambda state: state["conv1.weight"].view(-1)[7].fill_(float("nan")),
+            "conv1.weight: holds values that are not",
+        ),
+        (lambda state: state["bn1.bias"].fill_(float("inf")), "bn1.bias: holds values that are not finite"),
+        (lambda state: state["bn1.running_var"].neg_(), "bn1.running_var: holds negative variances"),
+        (lambda state: state.update({"bn1.bias": state["bn1.bias"].long()}), "expected dense floating numbers, got"),
+        (lambda state: state.update({"bn1.bias": state["bn1.bias"].to_sparse()}), "expected dense floating numbers"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_keys(tmp_path, change, message):
@@ -107,6 +121,15 @@ def test_a_truncated_file_and_another_networks_are_refused(tmp_path):
         load_pretrained(ResNet(depth=34), path)
     path.write_bytes(path.read_bytes()[:10000])
     with pytest.raises(CheckpointError, match="refused: not a whole checkpoint"):
+        load_pretrained(ResNet(depth=18), path)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path):
+    _, path = published(torchvision.models.resnet18(), tmp_path / "resnet18.pth")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged or another file: its SHA-256 begins with .*, its name says"):
         load_pretrained(ResNet(depth=18), path)
 
 

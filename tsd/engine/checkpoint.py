@@ -4,6 +4,7 @@ mmengine's own loader tries ``weights_only=True`` and falls back to unpickling, 
 carries; nothing in this package uses it.
 """
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -48,8 +49,22 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    return _load(path, path, map_location)
+
+
+def loads(content: bytes, path: Path) -> dict[str, Any]:
+    """As :func:`load`, of a file that has been read.
+
+    Args:
+        content: of the file.
+        path: its name, for messages.
+    """
+    return _load(io.BytesIO(content), path, "cpu")
+
+
+def _load(source: Path | io.BytesIO, path: Path, map_location: str | torch.device) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(source, map_location=map_location, weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -60,10 +60,12 @@ class StrictRunner(Runner):
         if name is None or self._resume:
             return
         backbone = self._bare_model.get_submodule("backbone")
-        loaded = weights.load_pretrained(backbone, weights.find_weights(name))
-        self.pretrained_sha256 = loaded.sha256
         if is_main_process():
+            loaded = weights.load_pretrained(backbone, weights.find_weights(name))
+            self.pretrained_sha256 = loaded.sha256
             print(loaded, file=sys.stderr)
+        for value in backbone.state_dict().values():  # one process's file for all: another's could be another
+            broadcast(value)
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
         """Load weights for evaluation; every key must fit.

@@ -46,7 +46,7 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
         print(f"warning: {caution}", file=sys.stderr)
     with _exclusive(folder), stopping.listening() as request:
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
-        write_json(folder / "environment.json", environment())
+        write_json(folder / "environment.json", environment() | _weights_of(folder))
         _set_status(folder, "RUNNING")
         try:
             _train(run, folder, uri, request)
@@ -101,7 +101,7 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
     found = checkpoint.newest_whole(checkpoints) if first else None
     newest = distributed.agree_on(found[1] if found else None)
     pretrained = run.settings["backbone"]["pretrained"]
-    if newest is None and pretrained is not None:
+    if first and newest is None and pretrained is not None:
         weights.find_weights(pretrained)  # missing ones are told before the network is built
     config = load_config(run)
     if distributed.world() > 1:
@@ -138,6 +138,13 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
     runner.train()
     if first:
         checkpoint.save(folder / "checkpoint.pth", runner.weights(runner.epoch, runner.iter))
+
+
+def _weights_of(folder: Path) -> dict[str, Any]:
+    """What is known of the weights that a run started from, if it has been started before."""
+    path = folder / "environment.json"
+    known = read_json(path) if path.exists() else {}
+    return {key: known[key] for key in ("pretrained_sha256",) if known.get(key)}
 
 
 def environment() -> dict[str, Any]:

