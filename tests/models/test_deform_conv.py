@@ -91,6 +91,16 @@ def test_less_than_single_precision_is_sampled_in_single_precision(dtype):
     out.float().sum().backward()
 
 
+def test_a_diverged_offset_gives_nan_and_not_a_crash():
+    layer = TorchvisionDCN(4, 4, 3, padding=1)
+    x = torch.rand(1, 4, 32, 32, requires_grad=True)
+    x.data[0, :, 20, 20] = float("nan")
+    out = layer(x)
+    assert out[0, :, 20, 20].isnan().all()
+    assert torch.isfinite(out[0, :, :10, :10]).all()
+    out.sum().backward()
+
+
 @pytest.mark.parametrize(
     "build",
     [

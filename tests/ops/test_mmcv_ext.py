@@ -158,6 +158,23 @@ def test_mmcvs_deformable_convolution_starts_as_the_plain_one_and_has_gradients(
     assert torch.autograd.gradcheck(run, (x, layer.weight))
 
 
+@pytest.mark.parametrize(
+    "roi", [[0, float("nan"), 1, 9, 9], [0, 1, 1, float("inf"), 9], [-1, 1, 1, 9, 9], [2, 1, 1, 9, 9]]
+)
+def test_a_roi_that_is_nowhere_is_an_error_and_not_a_crash(roi):
+    with pytest.raises(RuntimeError, match="RoIAlign: expected finite RoIs of pictures 0 to 1"):
+        RoIAlign(2)(torch.rand(2, 1, 16, 16), torch.tensor([roi]))
+
+
+def test_a_diverged_offset_gives_nan_and_not_a_crash():
+    layer = DeformConv2dPack(4, 4, 3, padding=1)
+    layer.conv_offset.bias.data.fill_(float("nan"))
+    x = torch.rand(1, 4, 32, 32, requires_grad=True)
+    out = layer(x)
+    assert out.isnan().all()
+    out.sum().backward()
+
+
 def test_every_other_operator_says_its_name_and_how_to_have_it():
     names = names_that_mmcv_asks_for()
     assert len(names) == 113

@@ -61,7 +61,9 @@ class TorchvisionDCN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C_out, H_out, W_out); sampled in single precision where the input has less."""
         offset = self.conv_offset(x)
+        nothing = (offset * 0).sum(dim=1, keepdim=True)  # but NaN where an offset is
         wide = torch.promote_types(x.dtype, torch.float32)  # there is no kernel for bfloat16
-        tensors: list[Any] = [tensor.to(wide) for tensor in (x, offset, self.weight)]
+        # The kernel takes NaN for a place in memory.
+        tensors: list[Any] = [tensor.to(wide) for tensor in (x, offset.nan_to_num(nan=0.0), self.weight)]
         out = deform_conv2d(*tensors, stride=self.stride, padding=self.padding, dilation=self.dilation)
-        return out.to(offset.dtype)
+        return out.to(offset.dtype) + nothing

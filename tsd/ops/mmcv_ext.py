@@ -156,9 +156,16 @@ def roi_align_forward(
     """RoIAlign by means (``pool_mode`` 1) of rois (K, 5) into ``output`` (K, C, height, width).
 
     Raises:
-        RuntimeError: ``pool_mode`` 0, maxima, which torchvision does not have.
+        RuntimeError: ``pool_mode`` 0, maxima, which torchvision does not have; on the CPU also a RoI that is not finite
+            or of a picture that is not there, for which the kernel would read any place in memory.
     """
     _need_mean(pool_mode)
+    if rois.device.type == "cpu" and len(rois):
+        pictures = rois[:, 0]
+        if not (bool(torch.isfinite(rois).all()) and pictures.min() >= 0 and pictures.max() < len(input)):
+            raise RuntimeError(
+                f"RoIAlign: expected finite RoIs of pictures 0 to {len(input) - 1}; did the training diverge?"
+            )
     output.copy_(
         torch.ops.torchvision.roi_align(
             input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
@@ -219,8 +226,9 @@ def deform_conv_forward(
         **sizes: mmcv's ``dW, dH, padW, padH, dilationW, dilationH, group, deformable_group`` and more.
     """
     mask, bias = _no_mask_no_bias(input, weight)
-    tensors = _wide(input, weight, offset, mask, bias)
+    tensors = _wide(input, weight, offset.nan_to_num(nan=0.0), mask, bias)  # the kernel takes NaN for a place in memory
     output.copy_(torch.ops.torchvision.deform_conv2d(*tensors, *_sizes(sizes)))
+    output.add_((offset * 0).sum(dim=1, keepdim=True))  # NaN where an offset is
 
 
 def deform_conv_backward_input(
@@ -259,7 +267,7 @@ def _deform_conv_backward(
 ) -> Any:
     """torchvision's gradients: of input, weight, offset, mask and bias."""
     mask, bias = _no_mask_no_bias(input, weight)
-    tensors = _wide(grad_output, input, weight, offset, mask, bias)
+    tensors = _wide(grad_output, input, weight, offset.nan_to_num(nan=0.0), mask, bias)
     return torch.ops.torchvision._deform_conv2d_backward(*tensors, *_sizes(sizes))
 
 
