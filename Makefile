@@ -2,6 +2,7 @@
 #   make demo   sets up, runs the suite `demo` end to end, prints the ablation table
 #   make test   sets up, runs all tests
 PYTHON ?= python3
+export PYTHON
 SUITE ?= demo
 CORES ?= 2
 BIN := .venv/bin
@@ -10,6 +11,7 @@ export OMP_NUM_THREADS ?= 1
 # The CUDA build of torch, for an older NVIDIA driver: TORCH_BACKEND=cu126 make setup. What was set up with is remembered.
 remembered := $(shell cat .venv/.torch_backend 2>/dev/null)
 TORCH_BACKEND ?= $(remembered)
+export TORCH_BACKEND
 
 .PHONY: setup demo test lint format lock data tables report ui why clean
 
@@ -17,7 +19,7 @@ setup: .venv/.ready
 
 # uv itself comes from the same hashed lock.
 .venv/.ready: requirements.lock pyproject.toml workflow/setup.sh
-	PYTHON=$(PYTHON) TORCH_BACKEND=$(TORCH_BACKEND) bash workflow/setup.sh
+	bash workflow/setup.sh
 
 ifneq ($(TORCH_BACKEND),$(remembered))
 .venv/.ready: again

@@ -11,13 +11,20 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):
     sys.exit(f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}; choose one with: make PYTHON=python3.11 …")
 EOP
 backend=${TORCH_BACKEND:-}
-if [ "$backend" = auto ]; then
-  echo "TORCH_BACKEND=auto: name the CUDA build, such as cu126: where no GPU is, as on a login node, auto takes the CPU's" >&2
-  exit 2
-fi
+case $backend in
+  "" | cpu | cu[0-9]* | rocm[0-9]* | xpu) ;;
+  *)
+    echo "TORCH_BACKEND=$backend: name the CUDA build, such as cu126: where no GPU is, as on a login node, auto takes the CPU's" >&2
+    exit 2
+    ;;
+esac
 command -v git >/dev/null || { echo "no git on this machine; Debian: apt-get install git" >&2; exit 2; }
 rm -f .venv/.ready
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# What an interrupted set-up, a removed Python or another version left is made anew.
+if ! .venv/bin/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+  rm -rf .venv
+  "$python" -m venv .venv
+fi
 
 # uv, at the version and hashes of the lock.
 awk '/^[A-Za-z0-9]/ {own = /^uv==/} own' requirements.lock > .venv/uv.lock
@@ -25,6 +32,9 @@ awk '/^[A-Za-z0-9]/ {own = /^uv==/} own' requirements.lock > .venv/uv.lock
 
 # mmcv comes as source only. Its build environment has no torch, so that it is taken as it is, without its operators.
 echo "set-up: installing the lock (3 GB to download where uv's cache has nothing)"
+if [ "$backend" != "$(cat .venv/.torch_backend 2>/dev/null || true)" ]; then
+  .venv/bin/uv pip uninstall --quiet --python .venv/bin/python torch torchvision # 2.11.0+cu126 would pass for the lock's 2.11.0
+fi
 env -u MMCV_WITH_OPS UV_NO_PROGRESS=1 .venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 if [ -n "$backend" ]; then

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -34,18 +35,20 @@ def test_what_is_set_up_is_left_alone_until_the_lock_changes(folder):
 
 
 def test_another_cuda_build_is_set_up_once_and_remembered(folder):
-    assert "TORCH_BACKEND=cu126 bash workflow/setup.sh" in make(folder, "-n", "setup", TORCH_BACKEND="cu126").stdout
+    assert "setup.sh" in make(folder, "-n", "setup", TORCH_BACKEND="cu126").stdout
     (folder / ".venv/.torch_backend").write_text("cu126\n")
     assert "setup.sh" not in make(folder, "-n", "setup", TORCH_BACKEND="cu126").stdout
     assert "setup.sh" not in make(folder, "-n", "test").stdout
     (folder / ".venv/.ready").unlink()
-    assert "TORCH_BACKEND=cu126 bash workflow/setup.sh" in make(folder, "-n", "test").stdout
+    (folder / "workflow/setup.sh").write_text('echo "backend $TORCH_BACKEND"; exit 1\n')
+    assert "backend cu126" in make(folder, "test").stdout
 
 
-def test_the_build_of_the_machine_at_hand_is_refused_and_nothing_changed(folder):
-    done = make(folder, "setup", TORCH_BACKEND="auto")
+@pytest.mark.parametrize("backend", ["auto", "AUTO", "cuda; false"])
+def test_the_build_of_the_machine_at_hand_is_refused_and_nothing_changed(folder, backend):
+    done = make(folder, "setup", TORCH_BACKEND=backend)
     assert done.returncode != 0
-    assert "TORCH_BACKEND=auto: name the CUDA build, such as cu126" in done.stderr
+    assert f"TORCH_BACKEND={backend}: name the CUDA build, such as cu126" in done.stderr
     assert (folder / ".venv/.ready").exists()
 
 
@@ -60,3 +63,26 @@ def test_another_python_is_refused_with_those_that_do(folder, tmp_path):
     done = make(folder, "setup", f"PYTHON={old}")
     assert done.returncode != 0
     assert "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+
+
+@pytest.mark.parametrize("broken", ["no pip", "dangling", "file", "old"])
+def test_what_an_interrupted_set_up_left_is_made_anew(folder, broken):
+    """As far as the first package: a lock whose uv is none ends it there."""
+    (folder / "requirements.lock").write_text("uv==0.0.0.0 --hash=sha256:00\n")
+    venv = folder / ".venv"
+    shutil.rmtree(venv)
+    if broken == "file":
+        venv.write_text("")
+    else:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    python = venv / "bin/python"
+    if broken == "dangling":
+        python.unlink()
+        python.symlink_to("/nowhere/python3")
+    if broken == "old":
+        python.unlink()
+        python.write_text("#!/bin/sh\nexit 1\n")
+        python.chmod(0o755)
+    done = make(folder, "setup", f"PYTHON={sys.executable}")
+    assert "uv==0.0.0.0" in done.stdout + done.stderr
+    assert subprocess.run([python, "-c", "import pip"]).returncode == 0
