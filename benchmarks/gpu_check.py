@@ -22,7 +22,7 @@ NOISE = 2e-6
 PATTERNS = 2
 """Ways to move the inputs: in one of them the moves of two inputs may cancel."""
 
-DRAWS = 12
+DRAWS = 6
 """Draws of inputs that are tried."""
 
 UNSTABLE = 0.03

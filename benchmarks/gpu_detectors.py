@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -43,7 +44,8 @@ HEADS = ("baseline", "d_s16", "d_head", "mask_r50", "mask_r50_tsd", "cascade_r50
 HEADS += ("cascade_mask_r50_tsd", "released_r50", "released_cascade_r50")
 """Experiments whose heads are of another kind, beside the variants of ``tsd_pc``."""
 
-DETECTORS = ("tsd_pc", *HEADS, "tsd_joint", "d_s8", "d_s32", "tsd_pc_r101_dcn", "tsd_pc_x101", "tsd_pc_mobilenet_v2")
+DETECTORS = ("tsd_pc", *HEADS, "tsd_joint", "d_s8", "d_s32", "tsd_pc_r101_dcn")
+"""Experiments whose detectors differ; with ResNet's backbones: the gradients of deeper random networks are chaotic."""
 
 QUICK = ("tsd_pc", "d_s16")
 
@@ -58,9 +60,13 @@ NARROW: Settings = {
 """Laid over an experiment's settings where it has them."""
 
 LIMITS = {"float64": 1e-5, "float32": 1e-3}
-"""mmdet computes some of the RPN's loss in single precision whatever the model's; gradients go through fifty layers."""
+"""Of a detector. mmdet works out some of the RPN's loss in single precision whatever the model's."""
 
-HEAD_LIMITS = {"float64": 1e-9, "float32": 2e-4}
+HEAD_LIMITS = {"float64": 5e-6, "float32": 2e-4}
+"""Of a head. mmdet encodes the targets of boxes in single precision."""
+
+FOUND_LIMITS = {"float64": 1e-8, "float32": 1e-3}
+"""Of detections."""
 
 AMP_LIMIT = 0.2
 """Of a loss in mixed precision: another proposal may be chosen."""
@@ -72,7 +78,7 @@ def head_cases(quick: bool) -> dict[str, Case]:
     for experiment in ("mask_r50_tsd", "cascade_r50_tsd") if quick else HEADS:
         cases[experiment] = _case(_head_losses, HEAD_LIMITS, experiment)
     for experiment in ("tsd_pc",) if quick else ("tsd_pc", *HEADS):
-        cases[f"{experiment}, detections"] = _case(_head_detections, HEAD_LIMITS, experiment)
+        cases[f"{experiment}, detections"] = _case(_head_detections, FOUND_LIMITS, experiment)
     cases["TSD by the backend torch"] = _case(_head_losses, HEAD_LIMITS, "tsd_pc", head={"backend": "torch"})
     cases["TSD, recipe released"] = _case(_head_losses, HEAD_LIMITS, "tsd_pc", recipe="released")
     manners = [("pointwise", "proposalwise")] if quick else [(cls, reg) for cls in MANNERS for reg in MANNERS]
@@ -89,7 +95,7 @@ def detector_cases(quick: bool) -> dict[str, Case | Special]:
     for experiment in QUICK if quick else DETECTORS:
         cases[f"{experiment}, losses and gradients"] = _case(_losses, LIMITS, experiment)
         if not quick or experiment == QUICK[0]:
-            cases[f"{experiment}, detections"] = _case(_detections, LIMITS, experiment)
+            cases[f"{experiment}, detections"] = _case(_detections, FOUND_LIMITS, experiment)
             cases[f"{experiment}, mixed precision"] = partial(_mixed, experiment)
     return cases
 
@@ -336,7 +342,8 @@ def _mixed(experiment: str, device: torch.device) -> dict[str, Any]:
         own = _put(module, place).train()
         torch.manual_seed(0)
         data = own.data_preprocessor(_data(place, masks), True)
-        with torch.autocast(device.type, getattr(torch, name), enabled=name != "float32"):
+        half = torch.autocast(device.type, getattr(torch, name)) if name != "float32" else nullcontext()
+        with half:
             total, _ = own.parse_losses(own(**data, mode="loss"))
         (256 * total).backward()
         totals[name] = float(total)
