@@ -4,7 +4,9 @@ Exit status: 0 done, 1 the work failed, 2 bad input or usage; messages go to sta
 """
 
 import argparse
+import errno
 import os
+import select
 import sys
 import traceback
 from pathlib import Path
@@ -17,7 +19,43 @@ Args = argparse.Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status, 141 (as of SIGPIPE) if nobody reads standard output any more."""
+    if sys.stdout is None:  # closed by who started this: whatever file is opened next would be number 1
+        _discard_output()
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except OSError as error:
+        _discard_output()
+        print(f"standard output can't be written to: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _discard_output() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != 1:
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+
+
+def _check_output(error: OSError) -> None:
+    """Raise if the error came from standard output: nobody reads it any more, or it takes not even a newline."""
+    sys.stdout.flush()
+    poll = select.poll()
+    poll.register(1, 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        raise BrokenPipeError
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+        os.write(1, b"\n")
+
+
+def _main(arguments: list[str] | None) -> int:
     args = _parser().parse_args(arguments)
     args.arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -37,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         print(f"{args.verb} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+        if isinstance(error, OSError):
+            _check_output(error)
 
 
 def _generate(args: Args) -> int:

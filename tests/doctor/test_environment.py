@@ -77,6 +77,44 @@ def test_a_line_that_is_no_pin_is_named(examined, lock):
     assert "requirements.lock: line 1: expected name==version" in examined("packages", context()).only("error").finding
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no name==version in it"),
+        ("# nothing\n", "no name==version in it"),
+        ("torch==2.0\nTorch==2.1\n", "line 2: torch is pinned twice, 2.0 and 2.1"),
+        ("<<<<<<< HEAD\ntorch==2.0\n", "line 1: expected name==version"),
+        ("torch==2.*\n", "line 1: expected name==version"),
+        ("torch==2.0,==2.1\n", "line 1: expected name==version"),
+        (b"torch==2.0\n\xff", "not UTF-8 text at byte 11"),
+    ],
+)
+def test_a_broken_lock_is_to_be_taken_from_the_repository(examined, lock, text, said):
+    lock.write_bytes(text if isinstance(text, bytes) else text.encode())
+    line = examined("packages", context()).only("error")
+    assert said in line.finding
+    assert "`git checkout HEAD requirements.lock`" in line.remedy
+
+
+def test_two_pins_for_different_machines_are_one(examined, lock):
+    marked = "addict==0 ; sys_platform == 'win32'\naddict=="
+    edit(lock, "addict==", marked)
+    examined("packages", context()).only("ok")
+
+
+def test_an_installed_version_of_no_known_form_is_another_one(examined, lock, monkeypatch):
+    real = list(environment.importlib.metadata.distributions())
+
+    class Odd:
+        metadata, version = {"Name": "addict"}, "of my own"
+
+    class Nameless:
+        metadata, version = {"Name": None}, None
+
+    monkeypatch.setattr(environment.importlib.metadata, "distributions", lambda: [Odd, Nameless, *real])
+    assert "addict is of my own, not " in examined("packages", context()).only("error").finding
+
+
 def test_without_a_lock_it_warns(examined):
     line = examined("packages", context()).only("warning")
     assert "no requirements.lock in this folder" in line.finding

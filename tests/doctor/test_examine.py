@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,7 @@ def test_a_machine_that_is_well(whole):
 def test_an_error_is_status_1_and_every_check_is_run(project, capsys, monkeypatch):
     monkeypatch.delenv("TSD_WEIGHTS", raising=False)
     monkeypatch.setenv("PATH", str(project))
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda place: SimpleNamespace(free=1e12))
     assert main(["doctor", "--suite", "coco", "--quick"]) == 1
     text = capsys.readouterr().out
     assert "error    weights" in text

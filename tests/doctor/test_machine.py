@@ -100,7 +100,7 @@ def test_torch_without_cuda(examined, monkeypatch, driver):
     examined("GPU", context()).only("ok")
     examined("GPU", context(gpu=1)).only("warning")
     driver("580.65.06")
-    assert "make setup" in examined("GPU", context(gpu=1)).only("error").remedy
+    assert "`rm -f .venv/.ready && TORCH_BACKEND= make setup`" in examined("GPU", context(gpu=1)).only("error").remedy
 
 
 def test_fewer_gpus_than_a_node_of_a_training_has(examined, cards):

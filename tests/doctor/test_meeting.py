@@ -118,6 +118,15 @@ def test_a_process_that_does_not_come_is_named_by_the_first(together, monkeypatc
     assert found[2] == [Check("processes", "ok", "see process 0")]
 
 
+def test_a_hundred_million_processes_are_not_waited_for_one_by_one(together, monkeypatch):
+    monkeypatch.setattr(meeting, "TIMEOUT", 1.0)
+    started = time.monotonic()
+    line = together(meet, ranks=[0, 2], world=100_000_000)[0][0]
+    assert time.monotonic() - started < 30
+    assert line.finding.startswith("2 of 100000000 processes came within 1 s, from n0, n2; missing: ranks 1, 3, 4, ")
+    assert line.finding.endswith(" and 99999990 more")
+
+
 def test_a_first_process_that_does_not_come_is_an_error_in_the_others(together, monkeypatch):
     monkeypatch.setattr(meeting, "TIMEOUT", 1.0)
     line = together(meet, ranks=[1])[1][0]

@@ -21,6 +21,11 @@ def test_who_a_process_is():
     assert who({}).world == 1
     with pytest.raises(InputError, match="LOCAL_RANK=: expected the number that torchrun gives"):
         who({"RANK": "0", "WORLD_SIZE": "2"})
+    assert who({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "5"}) == Processes(host=os.uname().nodename)
+    with pytest.raises(InputError, match="LOCAL_RANK=16: expected less than the 16 processes"):
+        who(torchrun | {"LOCAL_RANK": "16"})
+    with pytest.raises(InputError, match="WORLD_SIZE=9999999999: expected the number"):
+        who(torchrun | {"WORLD_SIZE": "9" * 10})
     with pytest.raises(InputError, match="RANK=2: expected less than the 2 processes"):
         who(torchrun | {"RANK": "2", "WORLD_SIZE": "2"})
 
@@ -39,3 +44,6 @@ def test_where_the_processes_of_a_step_meet(monkeypatch, program):
     monkeypatch.setenv("MASTER_ADDR", "n01")
     monkeypatch.setenv("MASTER_PORT", "29400")
     assert rendezvous.rendezvous() == ("n01", 29400)
+    monkeypatch.setenv("MASTER_PORT", "some")
+    with pytest.raises(InputError, match="MASTER_PORT=some: expected a number up to 65535"):
+        rendezvous.rendezvous()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.conftest import context
-from tsd.doctor.slurm import gpus_of, minutes
+from tsd.doctor.cluster import gpus_of, minutes
 
 A100 = "gpu|up|2-00:00:00|4|mixed|128|1000000|a100,ib|gpu:a100:8(S:0-1)"
 DOWN = "gpu|up|2-00:00:00|4|down*|128|1000000|a100,ib|gpu:a100:8(S:0-1)"
@@ -129,12 +129,45 @@ def test_gres_of_the_training_rule_goes_before_the_suites_number(examined, clust
     assert partition(examined("Slurm", training())).state == "ok"
 
 
+def test_one_of_several_partitions_will_do(examined, cluster):
+    small = A100.replace("gpu|", "gpu2|", 1).replace("a100:8", "a100:4")
+    cluster(A100, small)
+    profile("slurm_partition: gpu2,gpu")
+    assert partition(examined("Slurm", training())).finding.startswith("partition gpu is up")
+    cluster(small, CPU)
+    profile("slurm_partition: gpu2,cpu")
+    line = partition(examined("Slurm", training()))
+    assert line.state == "error"
+    assert "partition gpu2 has not" in line.finding
+    assert "partition cpu has not" in line.finding
+    profile("slurm_partition: cpu,nope")
+    assert partition(examined("Slurm", training())).finding == "no partition nope; there are: gpu2, cpu"
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a", "\x00"])
+def test_a_broken_profile_is_to_be_mended(examined, cluster, text):
+    cluster(A100)
+    Path("slurm/profile.yaml").write_text(text)
+    line = examined("Slurm", training()).only("error")
+    assert "slurm/profile.yaml" in line.finding
+    assert line.remedy == "Mend that file, or take the repository's: `git checkout HEAD slurm/profile.yaml`."
+
+
+def test_garbage_of_slurms_programs_is_shown(examined, cluster, program):
+    cluster(A100.replace("|4|", "|four|"))
+    assert "sinfo printed 'gpu|up|2-00:00:00|four" in examined("Slurm", training()).only("error").finding
+    program("sinfo", "printf '\\377\\376\\n'")
+    assert "sinfo printed" in examined("Slurm", training()).only("error").finding
+    cluster(A100, accounts="printf 'lab\\n\\377\\n'")
+    assert account(examined("Slurm", training())).state == "ok"
+
+
 def test_a_time_limit_below_what_a_training_asks(examined, cluster):
     cluster(A100.replace("2-00:00:00", "1-00:00:00"))
     line = partition(examined("Slurm", training()))
     assert line.state == "error"
     assert "ends jobs after 1440 minutes, and a training asks for 2880" in line.finding
-    assert "`resources: {runtime: 1440}`" in line.remedy
+    assert "`runtime: 1440` of resources in params/suites/tiny.yaml" in line.remedy
 
 
 def test_nodes_that_are_out_of_use_are_a_warning(examined, cluster):

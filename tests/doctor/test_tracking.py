@@ -1,7 +1,9 @@
 """Where MLflow shows the runs: files, servers that answer, and addresses where nobody listens."""
 
 import os
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from tests.conftest import free_port
 from tests.doctor.conftest import context
+from tsd.engine.tracking import mirror, tracking_uri, without_password
+from tsd.errors import InputError
 
 
 @pytest.fixture
@@ -61,8 +65,76 @@ def test_a_server_that_answers(examined, monkeypatch, server):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{server.server_port}")
     line = examined("MLflow", context()).only("ok")
     assert line.finding == f"http://127.0.0.1:{server.server_port} answers"
-    server.status = 503
-    assert "answers with status 503" in examined("MLflow", context()).only("warning").finding
+    for server.status in (503, 404, 401):
+        line = examined("MLflow", context()).only("warning")
+        assert f"answers with status {server.status}" in line.finding
+        assert f"`curl -i http://127.0.0.1:{server.server_port}/health`" in line.remedy
+
+
+def test_a_server_that_trickles_is_not_waited_for(examined, monkeypatch):
+    monkeypatch.setattr("tsd.doctor.tracking.PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        over = threading.Event()
+
+        def trickle():
+            connection, _ = listening.accept()
+            with connection:
+                for byte in b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100:
+                    if over.wait(0.2):
+                        return
+                    connection.send(bytes([byte]))
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        started = time.monotonic()
+        line = examined("MLflow", context()).only("warning")
+        assert time.monotonic() - started < 10
+        over.set()
+        thread.join()
+    assert "does not answer within 1 s" in line.finding
+
+
+def test_a_folder_is_no_file(examined, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}")
+    assert examined("MLflow", context()).only("warning").finding == f"{tmp_path} is a folder, expected a file"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sqlite://user:secret@h/x", "sqlite://h/x: expected sqlite:///FILE.db"),
+        ("http://user:secret@h:port", "http://h:port: expected SCHEME://HOST:PORT"),
+        ("http://user:secret@[::1", "http://[::1: expected SCHEME://HOST:PORT"),
+        ("postgres://u:secret@h/x", "postgres://h/x: expected one of"),
+        ("file://u:secret@h/x", "file://h/x: MLflow no longer takes file stores"),
+        ("u:secret@h", "h: MLflow no longer takes file stores"),
+    ],
+)
+def test_an_address_that_is_none_is_shown_without_its_password(examined, monkeypatch, uri, shown):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    line = examined("MLflow", context()).only("error")
+    assert f"MLFLOW_TRACKING_URI={shown}" in line.finding
+    assert "secret" not in f"{line.finding} {line.remedy}"
+
+
+def test_trainings_do_not_show_a_password_either(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgres://u:secret@h/x")
+    with pytest.raises(InputError) as raised:
+        tracking_uri(tmp_path)
+    assert "secret" not in str(raised.value)
+    assert not mirror(tmp_path, f"http://u:secret@127.0.0.1:{free_port()}/?password=secret")
+    said = capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:" in said
+    assert "secret" not in said + (tmp_path / "mlflow.pending").read_text()
+    assert without_password("postgresql://u:se/cr@t#@h/x?password=p") == "postgresql://h/x"
+    assert without_password("sqlite:////home/a@b/x.db") == "sqlite:////home/a@b/x.db"
+
+
+def test_a_number_of_nodes_that_is_none_is_shown(examined, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "two")
+    assert "SLURM_JOB_NUM_NODES=two: expected a number" in examined("MLflow", context()).only("warning").finding
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql", "postgresql+psycopg2"])

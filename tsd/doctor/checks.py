@@ -76,9 +76,11 @@ def ask(*command: str) -> str:
         WorkError: it is not here, fails, or does not answer in time.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE)
     except FileNotFoundError:
         raise WorkError(f"{command[0]}: no such program on this machine") from None
+    except PermissionError:
+        raise WorkError(f"{command[0]}: there is one, and you may not start it") from None
     except subprocess.TimeoutExpired:
         raise WorkError(f"{command[0]} did not answer within {PATIENCE:g} s") from None
     if done.returncode:

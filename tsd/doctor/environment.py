@@ -7,9 +7,9 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from tsd.doctor.checks import SETUP, Check, Context
+from tsd.doctor.checks import SETUP, Check, Context, sentence
 from tsd.errors import InputError
 
 PYTHON = ((3, 11), (3, 13))
@@ -42,11 +42,15 @@ def packages(context: Context) -> Check:
     if not lock.is_file():
         remedy = "Run it where the lock is: `cd REPOSITORY && tsd doctor`."
         return Check("packages", "warning", f"no {LOCK} in this folder to compare the packages with", remedy)
-    pins = read_lock(lock)
+    try:
+        pins = read_lock(lock)
+    except (InputError, OSError) as error:
+        return Check("packages", "error", sentence(error), f"Take the repository's: `git checkout HEAD {LOCK}`.")
     installed: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        installed.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution.version)
-    other_build = bool(Version(installed.get("torch", "0")).local)
+        if name := distribution.metadata["Name"]:  # a folder that a broken installation left has none
+            installed.setdefault(canonicalize_name(name), distribution.version)
+    other_build = "+" in installed.get("torch", "")
     wrong = []
     for name, version in pins.items():
         if other_build and name.startswith(_OF_ONE_BUILD):
@@ -67,28 +71,40 @@ def read_lock(path: Path) -> dict[str, str]:
     """Name → version of what a lock pins for this machine and this Python.
 
     Raises:
-        InputError: a line that is no pin; the message names it.
+        InputError: a line that is no pin, a package that is pinned twice, no pin at all; the message names it.
     """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}") from None
     pins: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line[:1].isalnum():
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line[0] in " \t#-":
             continue  # a hash, an option or a comment
         try:
             requirement = Requirement(line.rstrip(" \\"))
-        except InvalidRequirement:
+            (specifier,) = requirement.specifier
+            Version(specifier.version)
+        except (InvalidRequirement, InvalidVersion, ValueError):
             raise InputError(f"{path}: line {number}: expected name==version, got {line!r}") from None
-        specifiers = list(requirement.specifier)
-        if len(specifiers) != 1 or specifiers[0].operator != "==":
+        if specifier.operator != "==":
             raise InputError(f"{path}: line {number}: expected name==version, got {line!r}")
         if requirement.marker is None or requirement.marker.evaluate():
-            pins[canonicalize_name(requirement.name)] = specifiers[0].version
+            name = canonicalize_name(requirement.name)
+            if name in pins:
+                raise InputError(f"{path}: line {number}: {name} is pinned twice, {pins[name]} and {specifier.version}")
+            pins[name] = specifier.version
+    if not pins:
+        raise InputError(f"{path}: no name==version in it")
     return pins
 
 
 def _fits(name: str, installed: str, pinned: str) -> bool:
-    if name in BUILT_FOR_CUDA:
-        return Version(installed).public == Version(pinned).public
-    return Version(installed) == Version(pinned)
+    try:
+        found, wanted = Version(installed), Version(pinned)
+    except InvalidVersion:
+        return installed == pinned
+    return found.public == wanted.public if name in BUILT_FOR_CUDA else found == wanted
 
 
 def mmcv_operators(context: Context) -> Check:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
-from tsd.doctor import environment, inputs, machine, places, report, slurm, tracking
+from tsd.doctor import environment, inputs, machine, places, pretrained, report, slurm, tracking
 from tsd.doctor.checks import SETUP, Check, Context, sentence
 from tsd.doctor.meeting import Meeting
 from tsd.doctor.processes import who
@@ -58,7 +58,7 @@ def entries(meeting: Meeting) -> list[Entry]:
         Entry("processes", meeting.all_reduce, "process", "Start them by `srun` or `torchrun`."),
         Entry("locks", places.locks, "node", "See what is there: `ls -ld results`."),
         Entry("space", places.space, "job", "See it yourself: `df -h . results data`."),
-        Entry("weights", inputs.weights, "node", "See what is there: `ls -l $TSD_WEIGHTS`."),
+        Entry("weights", pretrained.weights, "node", "See what is there: `ls -l $TSD_WEIGHTS`."),
         Entry("MLflow", tracking.mlflow, "node", "See what it says: `echo $MLFLOW_TRACKING_URI`."),
         Entry("Slurm", slurm.slurm, "job", "See what it says: `sinfo --summarize`."),
         Entry("data", inputs.data, "node", "See all that is wrong: `tsd data verify --suite NAME`."),

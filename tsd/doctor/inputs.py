@@ -1,17 +1,12 @@
-"""What a training reads: its data, and the ImageNet weights that its backbone starts from."""
+"""The data that a training reads."""
 
-import re
 import time
 from pathlib import Path
 
-from tsd.data.manifest import digest
 from tsd.doctor.checks import Check, Context, sentence
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Suite
-from tsd.errors import CheckpointError, InputError
-
-_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt|bin)$")
-"""Of a published file's name: the first digits of its SHA-256."""
+from tsd.errors import InputError
 
 
 def missing_data(suite: Suite) -> list[Path]:
@@ -70,62 +65,3 @@ def _how_to_get(suite: Suite, missing: list[Path]) -> str:
 
 def _bring(missing: list[Path]) -> str:
     return f"Put your own there: `ln -s /path/to/yours {missing[0].parent}`."
-
-
-def weights(context: Context) -> list[Check]:
-    """Whether the ImageNet weights that the suite's backbones start from are there, whole, and the published ones."""
-    settings = context.suite.settings.values()
-    names = sorted({own["backbone"]["pretrained"] for own in settings if own["backbone"].get("pretrained")})
-    if not names:
-        return [Check("weights", "ok", f"suite {context.suite.name} starts from random weights")]
-    good: list[str] = []
-    wrong: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        try:
-            good.append(_look_at(name, context.quick))
-        except CheckpointError as error:
-            wrong[sentence(error), "Fetch it again from where it was published, and compare: `sha256sum FILE`."] = [
-                name
-            ]
-        except InputError as error:
-            finding, _, remedy = sentence(error).replace("backbone.pretrained: ", "").partition("; ")
-            wrong.setdefault((finding.replace(name, "NAME"), _remedy(remedy)), []).append(name)
-    lines = [
-        Check("weights", "error", f"{', '.join(who)}: {what if len(who) > 1 else what.replace('NAME', who[0])}", how)
-        for (what, how), who in wrong.items()
-    ]
-    if good:
-        lines.append(Check("weights", "ok", f"{'there' if context.quick else 'whole'}: {', '.join(good)}"))
-    return lines
-
-
-_NAME = "`export TSD_WEIGHTS=/path/to/weights`"
-
-
-def _remedy(text: str) -> str:
-    """What the error says is to be done, with the command."""
-    if "set it" in text:
-        return f"Name a folder with the published files: {_NAME}."
-    if not text or text.startswith("there is"):
-        return f"Put the published files there, or name a folder that has them: {_NAME}."
-    return f"{text[0].upper()}{text[1:]}, or name another folder: {_NAME}."
-
-
-def _look_at(name: str, quick: bool) -> str:
-    """The file of a backbone's weights.
-
-    Raises:
-        InputError: it is not there.
-        CheckpointError: it is not whole, or not the one whose digest its name has.
-    """
-    from tsd.engine import checkpoint
-    from tsd.engine.weights import find_weights
-
-    path = find_weights(name)
-    if quick:
-        return path.name
-    checkpoint.load(path)
-    published = _DIGEST.search(path.name)
-    if published and not (found := digest(path)).startswith(published[1]):
-        raise CheckpointError(f"{path}: its SHA-256 begins with {found[:8]}, and its name says {published[1]}")
-    return path.name

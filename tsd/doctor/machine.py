@@ -80,7 +80,7 @@ def _without_cuda(context: Context, driver: str | None) -> Check:
         return Check("GPU", "ok", f"torch is built without CUDA, and suite {context.suite.name} asks for no GPU")
     finding = f"torch is built without CUDA, and suite {context.suite.name} asks for {_number(context.gpus)}"
     older = f"`TORCH_BACKEND={OLDER_BUILD[0]} make setup`"
-    remedy = f"Take one with CUDA: `{AGAIN} make setup`, or for an older driver {older}."
+    remedy = f"Take one with CUDA: `{AGAIN} TORCH_BACKEND= make setup`, or for an older driver {older}."
     return Check("GPU", "error" if driver or _in_job() else "warning", finding, remedy)
 
 

@@ -8,10 +8,10 @@ through the store too: a process that has to wait for none can't hang with anoth
 import json
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from tsd.doctor.checks import Check, Context
@@ -25,6 +25,9 @@ LONGEST = 1800.0
 """Seconds that they then wait for the last one's checks, of which reading the data is the longest."""
 
 FAREWELL = 10.0
+
+_NAMED = 8
+"""Ranks or hosts in a sentence."""
 
 
 class Meeting:
@@ -52,8 +55,8 @@ class Meeting:
         address, port = rendezvous()
         try:
             self._store = self._open(context, address, port, is_host=here.is_first and not hosted_by_launcher())
-            self._store.set(f"here/{here.rank}", json.dumps({"host": here.host, "device": _device(context)}))
-            came = self._gather("here", range(here.world), TIMEOUT)
+            self._put("here", here.rank, {"host": here.host, "device": _device(context)})
+            came = self._gather("here", here.world, TIMEOUT)
         except RuntimeError as error:  # torch's own have this as their base; their text names address and reason
             self._store = None
             finding = f"{here.host} can't reach the others at {address}:{port}: {_first_line(error)}"
@@ -68,16 +71,21 @@ class Meeting:
     def _open(self, context: Context, address: str, port: int, *, is_host: bool) -> Any:
         return open_store(address, port, context.here.world, timedelta(seconds=TIMEOUT), is_host=is_host)
 
-    def _gather(self, key: str, ranks: Iterable[int], timeout: float) -> dict[int, Any]:
-        """What each of the processes has put under the key by then."""
+    def _put(self, key: str, rank: int, said: Any) -> None:
+        """Say something under the key, in the order in which the processes come: who reads asks for nobody by name."""
+        self._store.set(f"{key}/{self._store.add(key, 1)}", json.dumps([rank, said]))
+
+    def _gather(self, key: str, number: int, timeout: float) -> dict[int, Any]:
+        """Rank → what it has put under the key by then; ends earlier when so many have."""
         found: dict[int, Any] = {}
-        end = time.monotonic() + timeout
-        for rank in ranks:
-            left = max(0.1, end - time.monotonic())
-            with suppress(RuntimeError):
-                self._store.wait([f"{key}/{rank}"], timedelta(seconds=left))
-                found[rank] = json.loads(self._store.get(f"{key}/{rank}"))
-        return found
+        end, turn = time.monotonic() + timeout, 0
+        with suppress(RuntimeError):  # nobody else came in time
+            while len(found) < number and (left := end - time.monotonic()) > 0:
+                turn += 1
+                self._store.wait([f"{key}/{turn}"], timedelta(seconds=left))
+                rank, said = json.loads(self._store.get(f"{key}/{turn}"))
+                found[rank] = said
+        return dict(sorted(found.items()))
 
     def _add_up(self, context: Context, address: str, port: int, on_gpu: bool) -> Check:
         """All-reduce in a thread of its own: a network that swallows packets makes it wait for ever."""
@@ -99,7 +107,7 @@ class Meeting:
         took = time.monotonic() - started
         backend = "NCCL" if on_gpu else "gloo"
         hosts = sorted(set(self.hosts.values()))
-        named = ", ".join(hosts[:8]) + (", …" if len(hosts) > 8 else "")
+        named = ", ".join(hosts[:_NAMED]) + (", …" if len(hosts) > _NAMED else "")
         who = f"{here.world} processes on {len(hosts)} host{'s' if len(hosts) > 1 else ''} ({named})"
         if thread.is_alive():
             self.is_stuck = True
@@ -128,13 +136,13 @@ class Meeting:
         others = [other for other in self.hosts if other]
         with suppress(RuntimeError):  # process 0 is gone, or has not been heard of for so long
             if rank:
-                self._store.set(f"found/{rank}", json.dumps([asdict(check) for check in checks]))
+                self._put("found", rank, [asdict(check) for check in checks])
                 self._store.wait(["heard"], timedelta(seconds=LONGEST))
-                self._store.set(f"bye/{rank}", "true")
+                self._put("bye", rank, True)
                 return {}
-            heard = self._gather("found", others, LONGEST)
+            heard = self._gather("found", len(others), LONGEST)
             self._store.set("heard", "true")
-            self._gather("bye", heard, FAREWELL)
+            self._gather("bye", len(heard), FAREWELL)
             return {other: _lines(heard.get(other), other, self.hosts[other]) for other in others}
         return {}
 
@@ -161,11 +169,13 @@ def _device(context: Context) -> str | None:
 
 
 def _missing(context: Context, came: dict[int, str]) -> Check:
-    missing = [str(rank) for rank in range(context.here.world) if rank not in came]
+    missing = [str(rank) for rank in islice((rank for rank in range(context.here.world) if rank not in came), _NAMED)]
+    more = context.here.world - len(came) - len(missing)
     hosts = sorted(set(came.values()))
     finding = (
         f"{len(came)} of {context.here.world} processes came within {TIMEOUT:g} s, from {', '.join(hosts)}; "
         f"missing: {'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)}"
+        f"{f' and {more} more' if more else ''}"
     )
     remedy = "See what they print themselves, and on which nodes they are: `squeue --steps -j $SLURM_JOB_ID`."
     if context.here.launcher == "torchrun":

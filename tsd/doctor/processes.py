@@ -61,11 +61,15 @@ _STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 """Goes before ``SLURM_NTASKS``, which in an interactive allocation is the job's."""
 
 
+_DIGITS = 9
+"""Of the largest number that counts anything here."""
+
+
 def who(environment: Mapping[str, str]) -> Processes:
     """This process, by the variables of its launcher. A batch script is one process, however many tasks its job has.
 
     Raises:
-        InputError: a variable that is missing or no number.
+        InputError: a variable that is missing, no number, or not below the number of processes.
     """
     host = socket.gethostname()
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -80,10 +84,15 @@ def who(environment: Mapping[str, str]) -> Processes:
     ]
     for name in names:
         text = environment.get(name, "")
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > _DIGITS:
             raise InputError(f"{name}={text}: expected the number that {launcher} gives each process")
         numbers.append(int(text))
     rank, world, local_rank = numbers
     if rank >= world:
         raise InputError(f"{_VARIABLES[launcher][0]}={rank}: expected less than the {world} processes that there are")
-    return Processes(rank, world, local_rank, launcher if world > 1 else "", host)
+    if world == 1:
+        return Processes(host=host)
+    if local_rank >= world:
+        name = _VARIABLES[launcher][2]
+        raise InputError(f"{name}={local_rank}: expected less than the {world} processes that there are")
+    return Processes(rank, world, local_rank, launcher, host)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tsd.doctor.checks import ask
 from tsd.doctor.processes import Processes
+from tsd.errors import InputError
 
 _PORTS = range(10000, 20000)
 """Below those that a kernel gives to outgoing connections, and that a training's own launcher takes."""
@@ -16,14 +17,28 @@ def rendezvous() -> tuple[str, int]:
 
     Raises:
         WorkError: ``scontrol`` does not tell the nodes of the step.
-        ValueError: a port or a job's number that is none.
+        InputError: a port or a job's number that is none.
     """
     if "RANK" in os.environ:
-        return os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+        return os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 29500, 65535)
     nodes = os.environ["SLURM_STEP_NODELIST"]
-    first = ask("scontrol", "show", "hostnames", nodes).split()[0] if set(nodes) & set("[,") else nodes
-    job, step = (int(os.environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    first = _first_host(ask("scontrol", "show", "hostnames", nodes), nodes) if set(nodes) & set("[,") else nodes
+    job, step = (_number(name, 0, 2**32 - 1) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return first, _PORTS[(job + step) % len(_PORTS)]
+
+
+def _first_host(printed: str, nodes: str) -> str:
+    hosts = printed.split()
+    if not hosts:
+        raise InputError(f"scontrol names no host of SLURM_STEP_NODELIST={nodes}")
+    return hosts[0]
+
+
+def _number(name: str, default: int, most: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or len(text) > len(str(most)) or int(text) > most:
+        raise InputError(f"{name}={text}: expected a number up to {most}")
+    return int(text)
 
 
 def open_store(address: str, port: int, world: int, patience: timedelta, *, is_host: bool) -> Any:

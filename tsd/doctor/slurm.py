@@ -1,72 +1,15 @@
 """Whether the cluster has what ``slurm/profile.yaml`` and the suite ask of it."""
 
 import getpass
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsd.doctor.checks import Check, Context, ask
+from tsd.doctor.checks import Check, Context, ask, sentence
+from tsd.doctor.cluster import FIELDS, Nodes, read_nodes
+from tsd.doctor.request import PROFILE, Request, read_request, resources_of
 from tsd.errors import InputError, WorkError
 from tsd.files import read_yaml
-
-PROFILE = Path("slurm/profile.yaml")
-
-RULE = "train_detector"
-"""The rule whose jobs need GPUs."""
-
-FIELDS = "%P|%a|%l|%D|%T|%c|%m|%f|%G"
-"""Of sinfo: partition, availability, time limit, nodes, their state, CPUs, MB, features, GPUs of each."""
-
-_OUT_OF_USE = ("down", "drain", "fail", "error", "maint", "unknown", "inval", "future")
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Nodes of a partition that are alike."""
-
-    partition: str
-    is_default: bool
-    is_up: bool
-    limit: float
-    count: int
-    state: str
-    cpus: int
-    memory: int
-    features: tuple[str, ...]
-    gpus: dict[str, int]
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether jobs start there."""
-        return not self.state.startswith(_OUT_OF_USE) and not self.state.endswith("*")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a training asks of each of its nodes."""
-
-    nodes: int
-    gpus: int
-    model: str
-    cpus: int
-    memory: int
-    runtime: int
-    feature: str
-
-    def lacks(self, node: Nodes) -> str | None:
-        """What a node has too little of."""
-        own = node.gpus.get(self.model, 0) if self.model else sum(node.gpus.values())
-        if self.gpus > own:
-            return f"{self.gpus} GPUs{f' of type {self.model}' if self.model else ''}"
-        if self.cpus > node.cpus:
-            return f"{self.cpus} CPUs"
-        if self.memory > node.memory:
-            return f"{self.memory} MB of memory"
-        if re.fullmatch(r"[\w.-]+", self.feature) and self.feature not in node.features:
-            return f"the feature {self.feature}"
-        return None
 
 
 def slurm(context: Context) -> list[Check]:
@@ -74,10 +17,14 @@ def slurm(context: Context) -> list[Check]:
     if shutil.which("sinfo") is None:
         return [Check("Slurm", "ok", "no Slurm here")]
     path = context.suite.root / PROFILE
-    profile = read_yaml(path)
-    if not isinstance(profile, dict):
-        raise InputError(f"{path}: expected a mapping")
-    asked = _pairs(profile.get("default-resources")) | _pairs(_pairs(profile.get("set-resources")).get(RULE))
+    try:
+        profile = read_yaml(path)
+        if not isinstance(profile, dict):
+            raise InputError(f"{path}: expected a mapping")
+    except (InputError, OSError) as error:
+        remedy = f"Mend that file, or take the repository's: `git checkout HEAD {PROFILE}`."
+        return [Check("Slurm", "error", sentence(error), remedy)]
+    asked = resources_of(profile)
     try:
         nodes = read_nodes(ask("sinfo", "--noheader", "--exact", "-o", FIELDS))
     except WorkError as error:
@@ -93,63 +40,28 @@ def slurm(context: Context) -> list[Check]:
         lines.append(Check("Slurm", "warning" if default else "error", f"{where}: {taken}", remedy))
         name = default
     if name:
-        lines.append(_partition(context, str(name), nodes, _request(context, asked)))
+        lines.append(_partitions(context, str(name), nodes, profile))
     return [*lines, _account(asked.get("slurm_account"), profile, path)]
 
 
-def read_nodes(text: str) -> list[Nodes]:
-    """What sinfo prints by :data:`FIELDS`.
-
-    Raises:
-        InputError: a line that is of another form.
-    """
-    groups = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        fields = line.split("|")
-        if len(fields) != FIELDS.count("|") + 1:
-            raise InputError(f"sinfo printed {line!r}, expected {FIELDS}")
-        partition, available, limit, count, state, cpus, memory, features, gres = fields
-        groups.append(
-            Nodes(
-                partition=partition.rstrip("*"),
-                is_default=partition.endswith("*"),
-                is_up=available == "up",
-                limit=minutes(limit),
-                count=int(count),
-                state=state,
-                cpus=int(cpus.rstrip("+")),
-                memory=int(memory.rstrip("+")),
-                features=tuple(features.split(",")),
-                gpus=gpus_of(gres),
-            )
-        )
-    return groups
+def _partitions(context: Context, names: str, nodes: list[Nodes], profile: dict[str, Any]) -> Check:
+    """One of several partitions will do, but sbatch refuses a name that it does not know."""
+    try:
+        request = read_request(context.suite, profile)
+    except InputError as error:
+        remedy = "Look yourself whether the nodes have it: `sinfo --Node --long`."
+        return Check("Slurm", "warning", sentence(error), remedy)
+    listed = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    unknown = [name for name in listed if name not in {group.partition for group in nodes}]
+    checks = [_partition(name, nodes, request) for name in unknown or listed]
+    best = min(checks, key=lambda check: ("ok", "warning", "error").index(check.state))
+    if best.state == "error" and len(checks) > 1:
+        return Check("Slurm", "error", "; ".join(check.finding for check in checks), best.remedy)
+    return best
 
 
-def minutes(limit: str) -> float:
-    """Slurm's days-hours:minutes:seconds, as sinfo prints it; infinite for any other word."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if not found:
-        return float("inf")
-    days, hours, whole, seconds = (int(part or 0) for part in found.groups())
-    return days * 1440 + hours * 60 + whole + seconds / 60
-
-
-def gpus_of(gres: str) -> dict[str, int]:
-    """``gpu:a100:8(S:0-1),…`` → {type: number}; the type is empty where Slurm knows none."""
-    found: dict[str, int] = {}
-    for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
-        kind, *rest = entry.split(":")
-        if kind == "gpu":
-            number = int(rest.pop()) if rest and rest[-1].isdecimal() else 1
-            model = rest[0] if rest else ""
-            found[model] = found.get(model, 0) + number
-    return found
-
-
-def _partition(context: Context, name: str, nodes: list[Nodes], request: Request) -> Check:
+def _partition(name: str, nodes: list[Nodes], request: Request) -> Check:
     own = [group for group in nodes if group.partition == name]
-    suite = f"params/suites/{context.suite.name}.yaml"
     choose = f"Set another slurm_partition in {PROFILE}; `sinfo --summarize` lists them."
     if not own:
         there = ", ".join(dict.fromkeys(group.partition for group in nodes)) or "none"
@@ -162,11 +74,11 @@ def _partition(context: Context, name: str, nodes: list[Nodes], request: Request
         what = f" with {' and '.join(lacking)}" if lacking else ""
         has = ", ".join(f"{group.count} × {_describe(group)}" for group in own)
         finding = f"partition {name} has not {_number(request.nodes)}{what}: it has {has}"
-        return Check("Slurm", "error", finding, f"Change `resources:` in {suite}. {choose}")
+        return Check("Slurm", "error", finding, f"Change {request.source}. {choose}")
     limit = own[0].limit
     if request.runtime > limit:
         finding = f"partition {name} ends jobs after {limit:g} minutes, and a training asks for {request.runtime}"
-        remedy = f"Set `resources: {{runtime: {limit:g}}}` in {suite}: the next attempt goes on where one was ended."
+        remedy = f"Set `runtime: {limit:g}` of {request.source}: the next attempt goes on where one was ended."
         return Check("Slurm", "error", finding, remedy)
     usable = sum(group.count for group in fitting if group.is_usable)
     if usable < request.nodes:
@@ -180,17 +92,6 @@ def _partition(context: Context, name: str, nodes: list[Nodes], request: Request
     fits = f"{_number(usable)} {has} the {wanted} that a training asks of {request.nodes}"
     time = "no time limit" if limit == float("inf") else f"time limit {limit:g} minutes, {request.runtime} asked for"
     return Check("Slurm", "ok", f"partition {name} is up; {fits}; {time}")
-
-
-def _request(context: Context, asked: dict[str, Any]) -> Request:
-    """Per node; ``gres`` of the profile goes before the suite's number of GPUs."""
-    resources = context.suite.resources
-    gpus, model = context.gpus_per_node, str(asked.get("gpu_model", ""))
-    for kind, number in gpus_of(str(asked.get("gres", ""))).items():
-        gpus, model = number, kind
-    sizes = {"cpus": resources["threads"], "memory": resources["mem_mb"], "runtime": resources["runtime"]}
-    feature = str(asked.get("constraint", ""))
-    return Request(nodes=resources.get("nodes", 1), gpus=gpus, model=model, feature=feature, **sizes)
 
 
 def _account(account: Any, profile: dict[str, Any], path: Path) -> Check:
@@ -214,13 +115,6 @@ def _account(account: Any, profile: dict[str, Any], path: Path) -> Check:
     finding = f"{PROFILE}: line {_line(path, 'slurm_account')}: {account} is not among yours: {', '.join(accounts)}"
     remedy = f"Set slurm_account in {PROFILE} to one that `sacctmgr show assoc user=$USER` lists."
     return Check("Slurm account", "error" if accounts else "warning", finding, remedy)
-
-
-def _pairs(content: Any) -> dict[str, Any]:
-    """A profile's resources: a mapping, or a list of ``key=value``."""
-    if isinstance(content, list):
-        return dict(str(entry).split("=", 1) for entry in content if "=" in str(entry))
-    return content if isinstance(content, dict) else {}
 
 
 def _line(path: Path, key: str) -> int:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,21 +21,37 @@ _SYNC = "Trainings go on without it; `tsd mlflow sync` catches up."
 
 def mlflow(context: Context) -> Check:
     """Whether the store that ``MLFLOW_TRACKING_URI`` names takes runs from here."""
-    from tsd.engine.tracking import tracking_uri
+    from tsd.engine.tracking import tracking_uri, without_password
 
     try:
         uri = tracking_uri(context.suite.root.resolve())
     except InputError as error:
         remedy = "Name a store: `export MLFLOW_TRACKING_URI=http://HOST:5000`, or `unset MLFLOW_TRACKING_URI`."
         return Check("MLflow", "error", str(error), remedy)
+    where = without_password(uri)
     if uri.startswith("sqlite"):
-        return _file(uri)
-    parts = urlsplit(uri)
-    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password
-    if _is_loopback(parts.hostname or "") and int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1:
+        return _file(uri, where)
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        finding = f"MLFLOW_TRACKING_URI={where}: expected SCHEME://HOST:PORT"
+        return Check("MLflow", "error", finding, f"Name a store: `export {_NAME}`.")
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if _is_loopback(host) and not nodes.isdecimal():
+        finding = f"SLURM_JOB_NUM_NODES={nodes}: expected a number, which says whether {where} is this node's own"
+        return Check("MLflow", "warning", finding, "See what the job is told: `env | grep SLURM_JOB`.")
+    if _is_loopback(host) and nodes.strip("0") not in ("", "1"):
         finding = f"{where} is this node's own, and the job has others too"
         return Check("MLflow", "warning", finding, f"Name the server's host: `export {_NAME}`. {_SYNC}")
-    problem = _ask_server(uri, where) if parts.scheme.startswith("http") else _knock(parts.hostname, parts.port, uri)
+    is_http = parts.scheme.startswith("http")
+    try:
+        problem = _within(PATIENCE, lambda: _ask_server(uri) if is_http else _knock(host, port, parts.scheme))
+    except TimeoutError:
+        problem = f"does not answer within {PATIENCE:g} s"
+    if problem and problem.startswith("answers"):
+        remedy = f"See what is there: `curl -i {where.rstrip('/')}/health`, or name another: `export {_NAME}`. {_SYNC}"
+        return Check("MLflow", "warning", f"{where} {problem}", remedy)
     if problem:
         remedy = f"Start the server, or name another: `mlflow server --host 0.0.0.0`, `export {_NAME}`. {_SYNC}"
         return Check("MLflow", "warning", f"{where} {problem}", remedy)
@@ -43,8 +61,14 @@ def mlflow(context: Context) -> Check:
 _NAME = "MLFLOW_TRACKING_URI=http://HOST:5000"
 
 
-def _file(uri: str) -> Check:
-    path = Path(uri.split(":///", 1)[1])
+def _file(uri: str, where: str) -> Check:
+    if ":///" not in uri or not (name := uri.split(":///", 1)[1].partition("?")[0]):
+        finding = f"MLFLOW_TRACKING_URI={where}: expected sqlite:///FILE.db"
+        return Check("MLflow", "error", finding, "Name a file: `export MLFLOW_TRACKING_URI=sqlite:///mlflow.db`.")
+    path = Path(name)
+    if path.is_dir():
+        finding = f"{path} is a folder, expected a file"
+        return Check("MLflow", "warning", finding, f"Name a file in it: `export MLFLOW_TRACKING_URI={uri}/mlflow.db`.")
     place, mount = nearest(path.parent), mount_of(path.parent)
     if not os.access(place, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         finding = f"{path} can't be written to"
@@ -59,20 +83,35 @@ def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 
-def _ask_server(uri: str, where: str) -> str | None:
+def _within(seconds: float, work: Callable[[], str | None]) -> str | None:
+    """What the work gives, if it does by then: one byte a second keeps every other timeout from coming."""
+    done: list[str | None] = []
+    thread = threading.Thread(target=lambda: done.append(work()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError
+    return done[0]
+
+
+def _ask_server(uri: str) -> str | None:
+    """What is wrong with a server's answer; of the answer the status alone is read."""
     import requests
 
+    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
+    own = (name, password or "") if name else None
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=PATIENCE)
-    except requests.RequestException as error:
+        with requests.get(f"{uri.rstrip('/')}/health", timeout=PATIENCE, stream=True, auth=own) as answer:
+            status = answer.status_code
+    except (requests.RequestException, ValueError) as error:
         return f"does not answer: {type(error).__name__}"
-    return f"answers with status {answer.status_code}" if answer.status_code >= 500 else None
+    return None if status == 200 else f"answers with status {status}, expected 200"
 
 
-def _knock(host: str | None, port: int | None, uri: str) -> str | None:
+def _knock(host: str, port: int | None, scheme: str) -> str | None:
     """Whether a data base's port is open."""
     try:
-        socket.create_connection((host or "", port or PORTS[uri.split("://")[0].split("+")[0]]), PATIENCE).close()
-    except OSError as error:
-        return f"does not answer: {error.strerror or error}"
+        socket.create_connection((host, port or PORTS[scheme.split("+")[0]]), PATIENCE).close()
+    except (OSError, UnicodeError) as error:
+        return f"does not answer: {getattr(error, 'strerror', None) or error}"
     return None

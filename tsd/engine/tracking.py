@@ -61,12 +61,22 @@ def tracking_uri(root: Path) -> str:
         return f"sqlite:///{(root / uri.removeprefix('sqlite:///')).resolve()}"
     if "://" not in uri or uri.startswith("file:"):
         raise InputError(
-            f"MLFLOW_TRACKING_URI={uri}: MLflow no longer takes file stores; use sqlite:///FILE.db or a server's http://…"
+            f"MLFLOW_TRACKING_URI={without_password(uri)}: MLflow no longer takes file stores; use "
+            "sqlite:///FILE.db or a server's http://…"
         )
     scheme = uri.split("://")[0].split("+")[0]
     if scheme not in SCHEMES:
-        raise InputError(f"MLFLOW_TRACKING_URI={uri}: expected one of {', '.join(SCHEMES)} before ://, got {scheme!r}")
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={without_password(uri)}: expected one of {', '.join(SCHEMES)} before ://, got "
+            f"{without_password(scheme)!r}"
+        )
     return uri
+
+
+def without_password(uri: str) -> str:
+    """The URI as messages show it: without its user, password and options, however badly it is written."""
+    scheme, separator, rest = uri.partition("://") if "://" in uri else ("", "", uri)
+    return f"{scheme}{separator}{rest if rest.startswith('/') else rest.rpartition('@')[2]}".partition("?")[0]
 
 
 def init(root: Path, uri: str, experiments: list[str], tables: Mapping[str, str] | None = None) -> list[str]:
@@ -103,7 +113,9 @@ def mirror(folder: Path, uri: str) -> bool:
         sync_run(folder, uri)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"MLflow at {uri} was not updated ({reason[:200]}); `tsd mlflow sync` will catch up", file=sys.stderr)
+        shown = without_password(uri)
+        reason = reason.replace(uri, shown)
+        print(f"MLflow at {shown} was not updated ({reason[:200]}); `tsd mlflow sync` will catch up", file=sys.stderr)
         with suppress(OSError):
             write_text(pending, f"{reason}\n")
         return False
