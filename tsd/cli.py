@@ -7,8 +7,11 @@ import argparse
 import errno
 import os
 import select
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +118,27 @@ def _import_voc(args: Args) -> int:
     known = {"voc": voc.CLASSES, "found": None}
     classes = known[args.classes] if args.classes in known else voc.read_classes(Path(args.classes))
     options = voc.Options(args.max_side, args.quality, args.first_pixel, classes, args.workers)
-    pictures = voc.read_folder(args.folder, args.train, args.first_pixel)
-    if args.val is None:
-        splits = voc.split_by_digest(pictures, args.val_fraction)
-    else:
-        splits = {"train": pictures, "val": voc.read_folder(args.folder, args.val, args.first_pixel)}
-    for split, (number, boxes) in voc.import_voc(splits, args.out, options).items():
+    lists = voc.Lists(args.train, args.val, args.val_fraction or 0.0)
+    with _cleaning_up_at_sigterm():
+        counts = voc.import_voc(args.folder, lists, args.out, options)
+    for split, (number, boxes) in counts.items():
         print(f"{args.out / 'annotations' / f'instances_{split}.json'}: {number} pictures, {boxes} boxes")
     return 0
+
+
+@contextmanager
+def _cleaning_up_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process as an exception, after which ``finally`` removes what is half made."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(f"stopped by signal {signal.Signals(number).name}")
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _fetch(args: Args) -> int:
@@ -554,7 +570,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(imports, "voc", _import_voc, "Pascal VOC's XML and pictures → COCO JSON and pictures of train and val")
     verb.add_argument("folder", type=Path, help="with Annotations/ and JPEGImages/, such as VOCdevkit/VOC2007")
     verb.add_argument("--out", type=Path, required=True, help="a new folder")
-    verb.add_argument("--train", metavar="LIST", help="of ImageSets/Main, such as trainval (default: all pictures)")
+    verb.add_argument("--train", metavar="LIST", help="of ImageSets/Main, such as trainval (default: all but val's)")
     verb.add_argument("--val", metavar="LIST", help="of ImageSets/Main, such as test")
     verb.add_argument(
         "--val-fraction",

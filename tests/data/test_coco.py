@@ -24,6 +24,8 @@ GOOD = {
     "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog", "supercategory": "animal"}],
 }
 
+TOO_LARGE = "expected an integer below 2**53, since evaluators confuse larger ones"
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -77,6 +79,8 @@ def changed(where: str, value) -> dict:
         ("images.0.id", ..., "images.0: missing key 'id'"),
         ("images.1.id", 7, "images.1: id 7 is used twice"),
         ("images.1.id", [8], "images.1 (id [8]): id: expected an integer, got [8]"),
+        ("images.1.id", 2**53, f"images.1 (id {2**53}): id: {TOO_LARGE}"),
+        ("annotations.1.id", 2**60, f"annotations.1 (id {2**60}): id: {TOO_LARGE}"),
         ("images.1.width", "20", "images.1 (id 8): width: expected a positive integer, got '20'"),
         ("images.1.height", 0, "images.1 (id 8): height: expected a positive integer, got 0"),
         ("annotations.1.id", 1, "annotations.1: id 1 is used twice"),

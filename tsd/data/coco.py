@@ -18,6 +18,9 @@ MOST = 20
 TOLERANCE = 1.0
 """Pixels by which a box may lie outside its picture: COCO's own annotations are rounded so."""
 
+EXACT = 2**53
+"""Evaluators hold the ids of pictures and annotations as 64-bit floats, which are exact below this."""
+
 Coco = dict[str, Any]
 Policy = Literal["drop", "error"]
 
@@ -45,8 +48,9 @@ def load_coco(
         The file's content. It is shared between calls: copy it before changing it.
 
     Raises:
-        InputError: broken JSON, missing keys, values of a wrong type, repeated ids, unknown picture or category, a
-            box of negative size or outside its picture, a missing mask, a missing, corrupt or wrongly sized picture.
+        InputError: broken JSON, missing keys, values of a wrong type, repeated ids, ids of 2**53 or more, unknown
+            picture or category, a box of negative size or outside its picture, a missing mask, a missing, corrupt or
+            wrongly sized picture.
             All problems are listed (the first 20), each with its file, id and what would be right.
     """
     annotations = Path(annotations)
@@ -145,6 +149,8 @@ def _structure_problems(content: Any) -> Iterator[str]:
                 yield f"{where}: {wrong}: expected {EXPECTED[wanted[wrong]]}, got {entry[wrong]!r}"
             elif "iscrowd" in entry and entry["iscrowd"] not in (0, 1):
                 yield f"{where}: iscrowd: expected 0 or 1, got {entry['iscrowd']!r}"
+            elif name != "categories" and abs(entry["id"]) >= EXACT:
+                yield f"{where}: id: expected an integer below 2**53, since evaluators confuse larger ones"
             elif entry["id"] in seen:
                 yield f"{name}.{index}: id {entry['id']} is used twice"
             else:

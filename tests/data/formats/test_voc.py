@@ -2,6 +2,13 @@
 
 import json
 import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,10 +48,20 @@ def folder(tmp_path):
     return folder
 
 
-def convert(folder, out, **options):
-    splits = {"train": voc.read_folder(folder, "trainval"), "val": voc.read_folder(folder, "test")}
-    counts = voc.import_voc(splits, out, voc.Options(**options))
-    return counts, {split: json.loads((out / f"annotations/instances_{split}.json").read_text()) for split in splits}
+def convert(folder, out, lists=("trainval", "test"), **options):
+    counts = voc.import_voc(folder, voc.Lists(*lists), out, voc.Options(**options))
+    return counts, {split: json.loads((out / f"annotations/instances_{split}.json").read_text()) for split in counts}
+
+
+def stems(folder, *lists) -> dict[str, list[str]]:
+    splits = voc.read_splits(folder, voc.Lists(*lists), voc.Options())
+    return {split: [picture.stem for picture in pictures] for split, pictures in splits.items()}
+
+
+def faults(folder, *lists, **options) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        voc.read_splits(folder, voc.Lists(*lists or ("trainval", "test")), voc.Options(**options))
+    return str(caught.value).splitlines()
 
 
 def test_inclusive_corners_counted_from_one_become_continuous(folder, tmp_path):
@@ -69,16 +86,21 @@ def test_reduced_pictures_have_reduced_boxes(folder, tmp_path):
 
 
 def test_a_list_of_one_class_leaves_out_what_is_marked_without_it(folder):
-    assert [picture.stem for picture in voc.read_folder(folder, "person_test")] == ["000012"]
+    assert stems(folder, "trainval", "person_test")["val"] == ["000012"]
+
+
+def test_without_a_list_for_training_it_gets_all_pictures_but_those_of_val(folder):
+    assert stems(folder, None, "test") == {"train": ["000004", "000007"], "val": ["000012"]}
 
 
 def test_the_split_by_digest_moves_no_picture_when_others_come(folder):
-    before = voc.split_by_digest(voc.read_folder(folder, None), 0.5)
+    describe(folder, "000013")  # its digest is below a half, unlike 000004's
+    before = stems(folder, None, None, 0.5)
     for number in range(100, 140):
         describe(folder, f"{number:06d}")
-    after = voc.split_by_digest(voc.read_folder(folder, None), 0.5)
+    after = stems(folder, None, None, 0.5)
     for split, pictures in before.items():
-        assert {picture.stem for picture in pictures} <= {picture.stem for picture in after[split]}
+        assert set(pictures) <= set(after[split])
     assert 5 < len(after["val"]) < 38
     assert voc.fraction("a") == pytest.approx(0xCA978112 / 2**32)  # SHA-256 of "a": ca978112…
 
@@ -90,12 +112,45 @@ def test_names_that_are_no_numbers_get_ids_by_their_order(folder, tmp_path):
     assert [image["id"] for image in content["train"]["images"] + content["val"]["images"]] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("stem", ["20231231235959000", str(2**31), "4", "٤", "IMG 4"])
+def test_names_that_evaluators_could_confuse_are_no_ids(folder, tmp_path, stem):
+    describe(folder, stem)
+    (folder / "ImageSets/Main/test.txt").write_text(f"000012\n{stem}\n", encoding="utf-8")
+    _, content = convert(folder, tmp_path / "out")
+    ids = [image["id"] for split in content.values() for image in split["images"]]
+    assert sorted(ids) == [1, 2, 3, 4]
+
+
 def test_classes_as_given_or_as_found(folder, tmp_path):
     _, content = convert(folder, tmp_path / "a", classes=("person", "dog", "cat"))
     assert [category["name"] for category in content["val"]["categories"]] == ["person", "dog", "cat"]
     assert content["val"]["annotations"][0]["category_id"] == 1
     _, content = convert(folder, tmp_path / "b", classes=None)
     assert [category["name"] for category in content["val"]["categories"]] == ["dog", "person"]
+
+
+def encode(folder: Path, encoding: str) -> None:
+    path = folder / "Annotations/000004.xml"
+    path.write_text(f'<?xml version="1.0" encoding="{encoding}"?>{path.read_text()}')
+
+
+def replace(path: Path, make) -> None:
+    path.unlink()
+    make(path)
+
+
+def dangle(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def cut(path: Path) -> None:
+    """Leave out the end of a picture that fills several of the decoder's buffers."""
+    Image.effect_noise((40, 20), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+BOMB = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0)
+BROKEN_PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 40, 20, 8, 2, 0, 0, 0) + b"none"
 
 
 @pytest.mark.parametrize(
@@ -112,11 +167,41 @@ def test_classes_as_given_or_as_found(folder, tmp_path):
         (lambda f: (f / "JPEGImages/000007.jpg").unlink(), "000007.xml: no picture 000007 in .*JPEGImages"),
         (lambda f: (f / "Annotations/000007.xml").unlink(), "000007.xml: not there, but the picture 000007 is wanted"),
         (lambda f: describe(f, "000007", suffix="png"), "000007.png: there is 000007.jpg too"),
-        (lambda f: (f / "JPEGImages/000007.jpg").write_bytes(b"no"), "000007.jpg: not a picture"),
+        (lambda f: (f / "JPEGImages/000007.jpg").write_bytes(b"no"), "000007.jpg: not a picture, or not a whole one"),
         (lambda f: (f / "ImageSets/Main/trainval.txt").unlink(), "no such list; there is: person_test, test"),
         (lambda f: (f / "Annotations").rename(f / "xml"), "no folder Annotations in it; expected VOC's layout"),
-        (lambda f: (f / "ImageSets/Main/test.txt").write_text("000004\n"), "picture 000004: there twice"),
-        (lambda f: describe(f, "000004", ("cow boy", (1, 1, 4, 4), 0)), "unknown class 'cow boy'; known: aeroplane"),
+        (
+            lambda f: (f / "ImageSets/Main/test.txt").write_text("000004\n"),
+            "test.txt: picture 000004: there twice, in trainval too",
+        ),
+        (
+            lambda f: describe(f, "000004", ("cow boy", (1, 1, 4, 4), 0)),
+            r"000004.xml: object 1 \(cow boy\): unknown class 'cow boy'",
+        ),
+        (lambda f: describe(f, "000004", ("dog", (5.5, 1, 5, 4), 0)), "bndbox 5.5 1 5 4 is empty"),
+        (lambda f: describe(f, "000004", ("dog", ("1e0", 1, 4, 4), 0)), "bndbox/xmin: expected pixels, got '1e0'"),
+        (lambda f: describe(f, "000004", ("dog", ("1_0", 1, 4, 4), 0)), "bndbox/xmin: expected pixels, got '1_0'"),
+        (
+            lambda f: describe(f, "000004", ("dog", ("\uff14", 1, 4, 4), 0)),
+            "bndbox/xmin: expected pixels, got '\uff14'",
+        ),
+        (lambda f: describe(f, "000004", stated=(40.5, 20)), "size: 40.5x20, but 000004.jpg is 40x20 pixels"),
+        (lambda f: describe(f, "000004", ("dog", (1, 1, 4, 4), "yes")), "difficult: expected 0 or 1, got 'yes'"),
+        (lambda f: encode(f, "gbk"), "000004.xml: not valid XML: multi-byte encodings are not supported"),
+        (lambda f: encode(f, "shift_jis"), "000004.xml: not valid XML: multi-byte encodings are not supported"),
+        (lambda f: encode(f, "unknown"), "000004.xml: not valid XML: unknown encoding"),
+        (lambda f: replace(f / "Annotations/000004.xml", Path.mkdir), "000004.xml: is no file; expected an XML file"),
+        (lambda f: replace(f / "Annotations/000004.xml", dangle), "000004.xml: is no file; expected an XML file"),
+        (lambda f: replace(f / "JPEGImages/000004.jpg", os.mkfifo), "000004.jpg: is no file; expected a picture"),
+        (lambda f: cut(f / "JPEGImages/000004.jpg"), "000004.jpg: not a picture, or not a whole one: .*truncated"),
+        (lambda f: (f / "JPEGImages/000004.jpg").write_bytes(BOMB), "000004.jpg: not a picture.*decompression bomb"),
+        (lambda f: (f / "JPEGImages/000004.jpg").write_bytes(BROKEN_PNG), "000004.jpg: not a picture, or not a whole"),
+        (lambda f: (f / "ImageSets/Main/test.txt").write_bytes(b"\xff\xfe0"), "test.txt: expected UTF-8 text"),
+        (lambda f: (f / "ImageSets/Main/test.txt").write_text("\n"), "VOC2007: no picture for val; see --train, --val"),
+        (lambda f: (f / "ImageSets/Main/trainval.txt").write_text(""), "VOC2007: no picture for train"),
+        (lambda f: (f / "ImageSets/Main/test.txt").write_text("000012\n" * 2), "test.txt: picture 000012: there twice"),
+        (lambda f: shutil.copy(f / "Annotations/000004.xml", f / "Annotations/000004.XML"), "there is 000004.XML too"),
+        (lambda f: (f / os.fsdecode(b"JPEGImages/\xe9.jpg")).touch(), r"udce9.jpg': expected a name in UTF-8"),
     ],
 )
 def test_a_fault_is_named_and_nothing_is_left(folder, tmp_path, break_it, message):
@@ -126,14 +211,146 @@ def test_a_fault_is_named_and_nothing_is_left(folder, tmp_path, break_it, messag
     assert [path.name for path in tmp_path.iterdir()] == ["VOC2007"]
 
 
-def test_all_faults_are_listed_at_once(folder):
+def test_all_faults_of_both_splits_are_listed_at_once(folder):
+    describe(folder, "000004", ("fox", (1, 1, 4, 4), 0), ("dog", (0, 1, 4, 4), 0))
+    cut(folder / "JPEGImages/000007.jpg")
+    describe(folder, "000012", ("elk", (5, 1, 4, 4), 0))
+    found = faults(folder)
+    assert [line.partition(": ")[0].removeprefix(f"{folder}/") for line in found] == [
+        *("Annotations/000004.xml", "Annotations/000004.xml", "JPEGImages/000007.jpg"),
+        *("Annotations/000012.xml", "Annotations/000012.xml"),
+    ]
+    assert ["unknown class" in line for line in found] == [True, False, False, True, False]
+    assert "known: dog" in faults(folder, classes=("dog",))[0]
+
+
+def test_of_many_faults_the_first_twenty_are_listed(folder):
     for number in range(30):
         describe(folder, f"1{number:05d}", stated=(1, 1))
-    with pytest.raises(InputError) as caught:
-        voc.read_folder(folder, None)
-    lines = str(caught.value).splitlines()
+    lines = faults(folder, None, None, 0.5)
     assert len(lines) == voc.SHOWN + 1
     assert lines[-1] == "… and 10 more"
+
+
+@pytest.mark.parametrize(("text", "crowd"), [("0", 0), ("1", 1), ("False", 0), ("TRUE", 1), (" 1 ", 1)])
+def test_difficult_is_a_number_or_a_word(folder, tmp_path, text, crowd):
+    describe(folder, "000012", ("person", (1, 1, 4, 3), text))
+    assert convert(folder, tmp_path / "out")[1]["val"]["annotations"][0]["iscrowd"] == crowd
+
+
+def test_lists_may_have_a_byte_order_mark_marks_and_names_with_spaces(folder):
+    for stem in ("my cat", "photo 1", "photo"):
+        describe(folder, stem)
+    (folder / "ImageSets/Main/test.txt").write_text("\ufeff000012  1\nmy cat  0\r\nphoto -1\n", encoding="utf-8")
+    assert stems(folder, "trainval", "test")["val"] == ["000012", "my cat"]
+    (folder / "JPEGImages/photo.jpg").unlink()
+    (folder / "Annotations/photo.xml").unlink()
+    (folder / "ImageSets/Main/test.txt").write_text("photo 1\nmy cat\n")
+    assert stems(folder, "trainval", "test")["val"] == ["photo 1", "my cat"]
+
+
+def test_class_files_may_have_a_byte_order_mark(tmp_path):
+    (tmp_path / "names.txt").write_text("\ufeffdog\ncat\n", encoding="utf-8")
+    assert voc.read_classes(tmp_path / "names.txt") == ("dog", "cat")
+
+
+def test_suffixes_may_be_in_capitals(folder):
+    (folder / "Annotations/000012.xml").rename(folder / "Annotations/000012.XML")
+    (folder / "JPEGImages/000012.jpg").rename(folder / "JPEGImages/000012.JPG")
+    assert stems(folder, "trainval", "test")["val"] == ["000012"]
+
+
+def test_found_classes_are_one_at_least(folder, tmp_path):
+    for stem in ("000004", "000012"):
+        describe(folder, stem)
+    with pytest.raises(InputError, match="--classes found: no picture has an object"):
+        convert(folder, tmp_path / "out", classes=None)
+
+
+def test_a_box_that_a_reduced_picture_has_no_room_for_is_a_fault(folder, tmp_path):
+    describe(folder, "000012", ("person", (7, 7, 7, 7), 0), ("dog", (1, 1, 4000, 20), 0), size=(4000, 20))
+    (fault,) = faults(folder, max_side=16)  # a pixel's width is then 0.004
+    assert "object 1 (person): its box has no width or height with --max-side 16; take a larger one" in fault
+    _, content = convert(folder, tmp_path / "out", max_side=40)
+    person, dog = content["val"]["annotations"]
+    assert person["bbox"] == [0.06, 0.3, 0.01, 0.05]
+    assert min(person["area"], dog["area"]) > 0
+
+
+def test_sixteen_bits_become_eight(folder, tmp_path):
+    for suffix in ("jpg", "png"):
+        picture = Image.new("I;16", (40, 20), 30000)  # 30000 / 257 = 116.7
+        (folder / "JPEGImages/000012.jpg").unlink(missing_ok=True)
+        picture.save(folder / f"JPEGImages/000012.{suffix}", format="PNG")
+        convert(folder, tmp_path / suffix, max_side=10, quality=90)
+        written = Image.open(tmp_path / suffix / f"val/000012.{suffix}")
+        assert (written.size, written.getpixel((5, 2))) == ((10, 5), (117, 117, 117))
+
+
+def test_thirty_two_bits_are_refused(folder, tmp_path):
+    Image.new("I", (40, 20), 70000).save(folder / "JPEGImages/000012.jpg", format="TIFF")
+    with pytest.raises(InputError, match=r"000012\.jpg: not a whole picture: mode I, of 32 bits; expected 8 or 16"):
+        convert(folder, tmp_path / "out", max_side=10)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "out", [".", "..", "link", "dangling", "VOC2007/ImageSets/Main/test.txt/out", "n" * 256, "/proc"]
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(folder, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    Path("dangling").symlink_to("nowhere")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    (folder / "Annotations/000004.xml").unlink()  # which would be a fault of the work
+    assert main(["data", "import", "voc", str(folder), "--val", "test", "--out", out]) == 2
+    assert capsys.readouterr().err.startswith(f"{out}: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_new_folder_in_new_folders_goes_with_them_when_the_work_fails(folder, tmp_path):
+    cut(folder / "JPEGImages/000004.jpg")
+    with pytest.raises(InputError):
+        convert(folder, tmp_path / "a/b/out")
+    assert not (tmp_path / "a").exists()
+    describe(folder, "000004")
+    assert convert(folder, tmp_path / "a/b/out")[0] == {"train": (2, 0), "val": (1, 1)}
+
+
+def test_a_full_disk_fails_the_work_and_leaves_nothing(folder, tmp_path, capsys):
+    Image.effect_noise((40, 20), 90).resize((400, 200)).save(folder / "JPEGImages/000012.bmp")
+    (folder / "JPEGImages/000012.jpg").unlink()
+    text = (folder / "Annotations/000012.xml").read_text()
+    (folder / "Annotations/000012.xml").write_text(text.replace(">40<", ">400<").replace(">20<", ">200<"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        status = main(["data", "import", "voc", str(folder), "--val", "test", "--out", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    error = capsys.readouterr().err
+    assert "val/000012.bmp: can't be written: File too large" in error
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["VOC2007"]
+
+
+def test_a_scheduler_that_ends_it_leaves_nothing(folder, tmp_path):
+    Image.effect_noise((3000, 2000), 90).save(folder / "JPEGImages/big.jpg")
+    describe(folder, "000004", size=(3000, 2000))
+    for number in range(100, 200):
+        shutil.copy(folder / "Annotations/000004.xml", folder / f"Annotations/{number}.xml")
+        os.link(folder / "JPEGImages/big.jpg", folder / f"JPEGImages/{number}.jpg")
+    (folder / "JPEGImages/big.jpg").unlink()
+    words = ("data", "import", "voc", folder, "--out", tmp_path / "out", "--val", "test", "--quality", "90")
+    with subprocess.Popen([sys.executable, "-m", "tsd.cli", *words], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob(".*.tmp")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        assert process.stderr.read() == "stopped by signal SIGTERM\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["VOC2007"]
 
 
 def test_what_is_there_is_not_overwritten(folder, tmp_path, capsys):
