@@ -75,11 +75,11 @@ def _main(arguments: list[str] | None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError):
+            _check_output(error)
         traceback.print_exc()
         print(f"{args.verb} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-        if isinstance(error, OSError):
-            _check_output(error)
 
 
 def _generate(args: Args) -> int:
@@ -476,16 +476,18 @@ def _mlflow_init(args: Args) -> int:
     _suite(args)
     root = Path.cwd()
     uri = tracking.tracking_uri(root)
+    shown = tracking.without_password(uri)
     try:
         pages = _init_tracking(args.suite, uri)
     except Exception as error:  # a server that is down must not keep trainings from starting
-        print(f"MLflow at {uri} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
+        reason = str(error).replace(uri, shown)
+        print(f"MLflow at {shown} can't be reached ({reason}); `tsd mlflow sync` will catch up", file=sys.stderr)
         pages = []
     if args.output:
-        write_json(args.output, {"uri": uri, "ready": bool(pages)})
-    print(uri)
+        write_json(args.output, {"uri": shown, "ready": bool(pages)})
+    print(shown)
     for page in pages:
-        print(f"runs with their AP columns: {_server(uri)}{page}")
+        print(f"runs with their AP columns: {_server(shown)}{page}")
     return 0
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from tsd.engine.identity import PIN, data_digest, manifest_path, pinned
 from tsd.engine.params import Run, Settings, Suite, get_runs, lineage, load_suite
-from tsd.engine.tracking import find_run, tracking_uri
+from tsd.engine.tracking import find_run, tracking_uri, without_password
 from tsd.errors import InputError, ParamsError
 from tsd.files import read_json
 from tsd.report import tables
@@ -129,7 +129,7 @@ def _mlflow(run: Run) -> str:
     try:
         number = find_run(uri, run.suite.name, run.key)
     except Exception as error:  # whatever a server that is down makes of a request
-        return f"{uri} can't be asked ({type(error).__name__})"
+        return f"{without_password(uri)} can't be asked ({type(error).__name__})"
     return f"run {number} of experiment tsd-{run.suite.name}" if number else "no run; `tsd mlflow sync` makes it"
 
 
