@@ -111,14 +111,14 @@ def _generate(args: Args) -> int:
 
 
 def _import_voc(args: Args) -> int:
-    from tsd.data.formats import voc
+    from tsd.data.formats import voc, voc_files
 
     if (args.val is None) == (args.val_fraction is None):
         raise InputError("tsd data import voc: expected --val LIST or --val-fraction FRACTION")
-    known = {"voc": voc.CLASSES, "found": None}
-    classes = known[args.classes] if args.classes in known else voc.read_classes(Path(args.classes))
-    options = voc.Options(args.max_side, args.quality, args.first_pixel, classes, args.workers)
-    lists = voc.Lists(args.train, args.val, args.val_fraction or 0.0)
+    known = {"voc": voc_files.CLASSES, "found": None}
+    classes = known[args.classes] if args.classes in known else voc_files.read_classes(Path(args.classes))
+    options = voc_files.Options(args.max_side, args.quality, args.first_pixel, classes, args.workers)
+    lists = voc_files.Lists(args.train, args.val, args.val_fraction or 0.0)
     with _cleaning_up_at_sigterm():
         counts = voc.import_voc(args.folder, lists, args.out, options)
     for split, (number, boxes) in counts.items():

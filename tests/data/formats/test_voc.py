@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.conftest import tsd
 from tsd.cli import main
-from tsd.data.formats import voc
+from tsd.data.formats import voc, voc_files
 from tsd.errors import InputError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>
@@ -49,18 +49,18 @@ def folder(tmp_path):
 
 
 def convert(folder, out, lists=("trainval", "test"), **options):
-    counts = voc.import_voc(folder, voc.Lists(*lists), out, voc.Options(**options))
+    counts = voc.import_voc(folder, voc_files.Lists(*lists), out, voc_files.Options(**options))
     return counts, {split: json.loads((out / f"annotations/instances_{split}.json").read_text()) for split in counts}
 
 
 def stems(folder, *lists) -> dict[str, list[str]]:
-    splits = voc.read_splits(folder, voc.Lists(*lists), voc.Options())
+    splits = voc_files.read_splits(folder, voc_files.Lists(*lists), voc_files.Options())
     return {split: [picture.stem for picture in pictures] for split, pictures in splits.items()}
 
 
 def faults(folder, *lists, **options) -> list[str]:
     with pytest.raises(InputError) as caught:
-        voc.read_splits(folder, voc.Lists(*lists or ("trainval", "test")), voc.Options(**options))
+        voc_files.read_splits(folder, voc_files.Lists(*lists or ("trainval", "test")), voc_files.Options(**options))
     return str(caught.value).splitlines()
 
 
@@ -73,7 +73,7 @@ def test_inclusive_corners_counted_from_one_become_continuous(folder, tmp_path):
     assert (dog["bbox"], dog["area"], dog["iscrowd"], dog["category_id"]) == ([0, 0, 40, 20], 800, 0, 12)
     assert (person["bbox"], person["area"], person["iscrowd"], person["category_id"]) == ([10, 5, 10, 10], 100, 1, 15)
     assert content["val"]["annotations"][0]["bbox"] == [1.5, 2, 2.5, 1]
-    assert [category["name"] for category in train["categories"]] == list(voc.CLASSES)
+    assert [category["name"] for category in train["categories"]] == list(voc_files.CLASSES)
     assert (tmp_path / "out/train/000004.jpg").read_bytes() == (folder / "JPEGImages/000004.jpg").read_bytes()
 
 
@@ -102,7 +102,7 @@ def test_the_split_by_digest_moves_no_picture_when_others_come(folder):
     for split, pictures in before.items():
         assert set(pictures) <= set(after[split])
     assert 5 < len(after["val"]) < 38
-    assert voc.fraction("a") == pytest.approx(0xCA978112 / 2**32)  # SHA-256 of "a": ca978112…
+    assert voc_files.fraction("a") == pytest.approx(0xCA978112 / 2**32)  # SHA-256 of "a": ca978112…
 
 
 def test_names_that_are_no_numbers_get_ids_by_their_order(folder, tmp_path):
@@ -228,7 +228,7 @@ def test_of_many_faults_the_first_twenty_are_listed(folder):
     for number in range(30):
         describe(folder, f"1{number:05d}", stated=(1, 1))
     lines = faults(folder, None, None, 0.5)
-    assert len(lines) == voc.SHOWN + 1
+    assert len(lines) == voc_files.SHOWN + 1
     assert lines[-1] == "… and 10 more"
 
 
@@ -251,7 +251,7 @@ def test_lists_may_have_a_byte_order_mark_marks_and_names_with_spaces(folder):
 
 def test_class_files_may_have_a_byte_order_mark(tmp_path):
     (tmp_path / "names.txt").write_text("\ufeffdog\ncat\n", encoding="utf-8")
-    assert voc.read_classes(tmp_path / "names.txt") == ("dog", "cat")
+    assert voc_files.read_classes(tmp_path / "names.txt") == ("dog", "cat")
 
 
 def test_suffixes_may_be_in_capitals(folder):
