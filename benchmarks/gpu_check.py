@@ -22,10 +22,10 @@ NOISE = 2e-6
 PATTERNS = 2
 """Ways to move the inputs: in one of them the moves of two inputs may cancel."""
 
-DRAWS = 6
+DRAWS = 8
 """Draws of inputs that are tried."""
 
-UNSTABLE = 0.03
+UNSTABLE = 0.05
 """Largest share of numbers of a draw that may be on an edge."""
 
 CPU = torch.device("cpu")

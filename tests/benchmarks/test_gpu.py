@@ -71,7 +71,7 @@ def test_a_draw_with_too_many_numbers_on_an_edge_gives_way_to_the_next():
 
     assert gpu_check.reference(Case(sometimes), 1e-5).seed == 2
     entry = check_all({"case": Case(lambda place: {"out": (inputs(place) * place.noise > 0).double()})}, CPU)
-    assert "none of 6 draws is usable" in entry["case"]["error"]["message"]
+    assert "none of 8 draws is usable" in entry["case"]["error"]["message"]
     assert wrong(entry) == ["case, error"]
 
 
