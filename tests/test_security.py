@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, tsd
+from tests.conftest import ROOT, project_with_scenes, tsd
 from tests.workflow.test_pipeline import edit, snakemake
 from tsd.engine.params import load_suite
 from tsd.errors import ParamsError
@@ -56,12 +56,12 @@ def option(call, name):
 
 
 @pytest.mark.parametrize("command", ["predict", "convert"])
-def test_a_planted_checkpoint_runs_nothing(project, tmp_path, command):
+def test_a_planted_checkpoint_runs_nothing(tmp_path, monkeypatch, command):
+    project_with_scenes(tmp_path / "project", monkeypatch)
     target, planted = tmp_path / "pwned", tmp_path / "checkpoint.pth"
     for content in ({"state_dict": {"a": Payload(target)}}, Payload(target)):
         torch.save(content, planted)
         if command == "predict":
-            assert tsd("data", "generate", "--suite", "tiny").returncode == 0
             done = tsd(
                 "predict", "--suite", "tiny", "--experiment", "baseline", "--checkpoint", planted, "--output", "p.json"
             )

@@ -17,18 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import copy_project, tsd
+from tests.conftest import forking, tsd
 from tests.engine.test_launch import prepared, project_with, start, wait_for_step  # noqa: F401  (a fixture)
 from tests.engine.test_training import (  # noqa: F401
     TRAIN,
     assert_same,
     result,
     run_folder,
-    scenes,
     tiny,
     uninterrupted,
 )
-from tests.workflow.test_pipeline import edit, snakemake
+from tests.workflow.test_pipeline import edit, run_to_the_end, snakemake
 from tsd.engine import checkpoint, tracking
 
 FULL = "No space left on device"
@@ -80,13 +79,9 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_loses_no_bit(tiny, u
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, scenes):  # noqa: F811
-    """A project with a trained and evaluated run."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("trained") / "project", patch)
-        shutil.copytree(scenes, folder / "data")
-        snakemake(cwd=folder)
-        yield folder
+def trained(tmp_path_factory):
+    """A project with trained and evaluated runs."""
+    return shutil.copytree(run_to_the_end(), tmp_path_factory.mktemp("trained") / "project")
 
 
 VERBS = {
@@ -133,7 +128,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny, uninterrupted, tmp_path):  # n
     (tmp_path / "jumps").mkdir()
     (tmp_path / "jumps/sitecustomize.py").write_text(JUMPS)
     train = [word for word in TRAIN if word != "--no-mlflow"]
-    done = tsd(*train, env={"PYTHONPATH": f"{tmp_path / 'jumps'}:{tiny}"})
+    done = tsd(*train, env={"PYTHONPATH": f"{tmp_path / 'jumps'}:{tiny}"}, fresh=True)
     assert done.returncode == 0, done.stderr[-2000:]
     times = [json.loads(line)["time"] for line in (run_folder() / "log.jsonl").read_text().splitlines()]
     assert times != sorted(times)  # it did jump
@@ -186,7 +181,8 @@ def test_two_snakemakes_at_once(project):
     """The second says that the folder is locked; the first is not disturbed."""
     edit(project / "params/suites/tiny.yaml", lambda suite: suite.update(experiments=["baseline"], tables=["ablation"]))
     command = [Path(sys.executable).parent / "snakemake", "--cores", "1", "--config", "suite=tiny"]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    path = f"{forking()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as first:
         locks = project / ".snakemake/locks"
         while not (locks.exists() and any(locks.iterdir())):

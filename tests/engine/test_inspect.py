@@ -14,7 +14,7 @@ def test_in_a_process_of_its_own_a_suite_of_recipe_paper_is_counted(project, tmp
     path = project / "params/suites/coco.yaml"
     lines = path.read_text().split("experiments:")
     path.write_text(lines[0] + "experiments: [baseline, tsd]\n" + lines[1][lines[1].index("seeds:") :])
-    done = tsd("inspect", "--suite", "coco", "--output", "models.json")
+    done = tsd("inspect", "--suite", "coco", "--output", "models.json", fresh=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from mmdet.models.backbones import ResNet
 
-from tests.conftest import copy_project, project_with_scenes, tsd
+from tests.conftest import once, project_with_scenes, tsd
 from tsd.engine import checkpoint
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, load_suite
@@ -23,21 +23,10 @@ from tsd.engine.params import get_run, load_suite
 TRAIN = ("train", "--suite", "tiny", "--experiment", "tsd_pc", "--no-mlflow")
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """The tiny suite's data, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = project_with_scenes(tmp_path_factory.mktemp("scenes") / "project", patch)
-    return folder / "data"
-
-
 @pytest.fixture
-def tiny(project, scenes):
+def tiny(tmp_path, monkeypatch):
     """A project with the tiny suite's data."""
-    import shutil
-
-    shutil.copytree(scenes, project / "data")
-    return project
+    return project_with_scenes(tmp_path / "project", monkeypatch)
 
 
 def run_folder(experiment="tsd_pc"):
@@ -63,16 +52,19 @@ def assert_same(first, second):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, scenes):
+def uninterrupted():
     """Weights and log of a training that was never stopped."""
-    import shutil
-
     with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("whole") / "project", patch)
-        shutil.copytree(scenes, folder / "data")
-        done = tsd(*TRAIN, cwd=folder)
+        patch.chdir(once("trained", train_whole) / "project")
+        return result(run_folder())
+
+
+def train_whole(folder: Path) -> None:
+    """The training in ``folder``/project, in a process that has imported nothing before."""
+    with pytest.MonkeyPatch.context() as patch:
+        project_with_scenes(folder / "project", patch)
+        done = tsd(*TRAIN, fresh=True)
         assert done.returncode == 0, done.stderr
-        return result(folder / run_folder())
 
 
 def train_and_kill(step: int, delay: float = 0.0) -> None:

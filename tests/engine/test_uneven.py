@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, project_with_scenes
+from tests.conftest import ROOT, project_with_scenes, tsd
 from tests.workflow.test_pipeline import edit
 
 WORKER = ROOT / "tests/engine/uneven_worker.py"
@@ -21,8 +21,8 @@ def figures(tmp_path_factory):
         folder = project_with_scenes(tmp_path_factory.mktemp("uneven") / "project", patch)
     edit(folder / "params/suites/tiny.yaml", lambda suite: suite["data"]["generate"].update(val=PICTURES))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    generate = [sys.executable, "-m", "tsd.cli", "data", "generate", "--suite", "tiny", "--force"]
-    subprocess.run(generate, cwd=folder, env=environment, check=True)
+    done = tsd("data", "generate", "--suite", "tiny", "--force", cwd=folder)
+    assert done.returncode == 0, done.stderr
     found = {}
     for world in (1, 2, 3):
         pipe = {"cwd": folder, "env": environment, "stderr": subprocess.PIPE, "text": True}

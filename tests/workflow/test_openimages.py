@@ -84,8 +84,7 @@ def test_the_evaluation_by_hand_gives_the_same(finished, tmp_path):
         "output": tmp_path / "metrics.json",
     }
     arguments = [part for name, path in options.items() for part in (f"--{name}", path)]
-    command = [sys.executable, "-m", "tsd.cli", "evaluate", "openimages", "--expand-predictions"]
-    run(*command, *arguments, "--protocol", "released", cwd=finished)
+    run("tsd", "evaluate", "openimages", "--expand-predictions", *arguments, "--protocol", "released", cwd=finished)
     by_hand = json.loads((tmp_path / "metrics.json").read_text())
     assert by_hand["metrics"]["AP50_val"] == content["metrics"]["AP50_val_released"]
 
@@ -145,8 +144,8 @@ def test_killed_while_fetching_and_while_training_it_ends_with_the_same_figures(
     env.pop("MLFLOW_TRACKING_URI", None)
     base = [sys.executable, "-m", "tsd.cli"]
     options = {"cwd": folder, "env": env, "start_new_session": True, "stderr": subprocess.DEVNULL}
-    run(*base, "data", "fetch", "--suite", SUITE, "--what", "annotations", cwd=folder)
-    run(*base, "sample", "--suite", SUITE, cwd=folder)
+    run("tsd", "data", "fetch", "--suite", SUITE, "--what", "annotations", cwd=folder)
+    run("tsd", "sample", "--suite", SUITE, cwd=folder)
     journal = folder / "data" / SUITE / JOURNAL
     fetching = subprocess.Popen(
         [*base, "data", "fetch", "--suite", SUITE, "--what", "pictures", "--threads", "1"], **options

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.conftest import copy_project
+from tests.conftest import copy_project, forking, once
 from tests.engine.browser import visit
 
 BIN = Path(sys.executable).parent
 
 
 def run(*command, check=True, cwd=None, **environment):
-    """Run a command with the environment's programs first on the path."""
-    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | environment
+    """Run a command with the environment's programs first on the path, and a ``tsd`` that is forked."""
+    env = os.environ | {"PATH": f"{forking()}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | environment
     env.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env, cwd=cwd, timeout=900)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -51,13 +51,20 @@ def edit(path: Path, change) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+def run_to_the_end() -> Path:
+    """A project in which the tiny suite has been run to the end; others read it too."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            copy_project(folder / "project", patch)
+            snakemake()
+
+    return once("finished", make) / "project"
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A project in which the tiny suite has been run to the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = copy_project(tmp_path_factory.mktemp("finished") / "project", patch)
-    snakemake(cwd=folder)
-    return folder
+def finished():
+    return run_to_the_end()
 
 
 def test_the_run_leaves_metrics_tables_figures_and_the_list_of_runs(finished):
@@ -141,7 +148,7 @@ def test_one_experiments_edit_trains_that_experiment_only(finished, tmp_path):
     plan = planned(folder)
     assert plan["train_detector"] == 1
     assert "generate_data" not in plan
-    stale = run(sys.executable, "-m", "tsd.cli", "prune", "--suite", "tiny", cwd=folder).stdout.split()
+    stale = run("tsd", "prune", "--suite", "tiny", cwd=folder).stdout.split()
     assert [Path(path).parts[3] for path in stale if "/runs/" in path] == ["tsd_pc"]
 
 
