@@ -36,7 +36,7 @@ demo: setup
 	@echo "runs      make ui     (mlflow ui --backend-store-uri sqlite:///mlflow.db)"
 
 test: setup
-	python -m pytest -n $(CORES) --dist loadfile
+	python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 	python -m pytest -m slurm
 
 lint: setup
