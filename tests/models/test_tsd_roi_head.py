@@ -297,15 +297,25 @@ def pyramid_and_rois():
     return features, torch.cat((torch.arange(40)[:, None] % 2, boxes), dim=1)
 
 
-@pytest.mark.parametrize("change", [{"aligned": False}, {"pool_mode": "max"}])
-def test_another_way_of_pooling_p_is_left_to_its_extractor(change):
+def pooled_with(change):
+    """The model, and what its RoI head pools of P when its extractor is changed."""
     changed = config()
     changed["roi_head"]["bbox_roi_extractor"]["roi_layer"] |= change
     model = MODELS.build(ConfigDict(changed)).eval()
     features, rois = pyramid_and_rois()
     with torch.no_grad():
         feats = model.roi_head._bbox_forward(features, rois)["bbox_feats"]
-    assert torch.equal(feats, model.roi_head.bbox_roi_extractor(features[:4], rois))
+        return feats, model.roi_head.bbox_roi_extractor(features[:4], rois)
+
+
+def test_another_way_of_pooling_p_is_left_to_its_extractor():
+    ours, extractors = pooled_with({"aligned": False})
+    assert torch.equal(ours, extractors)
+
+
+def test_pooling_p_by_maxima_is_left_to_its_extractor_which_has_only_means():
+    with pytest.raises(RuntimeError, match="roi_align with pool_mode='max' is not here"):
+        pooled_with({"pool_mode": "max"})
 
 
 def test_it_can_learn_one_picture():

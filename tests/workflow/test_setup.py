@@ -68,7 +68,7 @@ def test_another_python_is_refused_with_those_that_do(folder, tmp_path):
 @pytest.mark.parametrize("broken", ["no pip", "dangling", "file", "old"])
 def test_what_an_interrupted_set_up_left_is_made_anew(folder, broken):
     """As far as the first package: a lock whose uv is none ends it there."""
-    (folder / "requirements.lock").write_text("uv==0.0.0.0 --hash=sha256:00\n")
+    (folder / "requirements.lock").write_text("uv==0.0.0 --hash=sha256:00\n")
     venv = folder / ".venv"
     shutil.rmtree(venv)
     if broken == "file":
@@ -84,5 +84,5 @@ def test_what_an_interrupted_set_up_left_is_made_anew(folder, broken):
         python.write_text("#!/bin/sh\nexit 1\n")
         python.chmod(0o755)
     done = make(folder, "setup", f"PYTHON={sys.executable}")
-    assert "uv==0.0.0.0" in done.stdout + done.stderr
+    assert "uv==0.0.0" in done.stdout + done.stderr
     assert subprocess.run([python, "-c", "import pip"]).returncode == 0
