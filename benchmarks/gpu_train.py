@@ -14,6 +14,7 @@ Exit status: 0 all is done, 3 the time was over before, 1 a run failed (the othe
 """
 
 import argparse
+import importlib
 import math
 import os
 import shutil
@@ -239,6 +240,7 @@ def tail(log: Path, lines: int = 5) -> str:
 def work_through(machine: Machine, args: argparse.Namespace) -> int:
     """Do the runs while there is time; returns the exit status."""
     prepare(machine.work, args.suite, args.device, args.workers)
+    importlib.import_module("yapf")  # writes a cache in the home folder, which two trainings that begin at once spoil
     os.chdir(machine.work)
     runs = chosen_runs(args.suite, args.experiments, args.seeds)
     if not make_data(machine, args.suite):
