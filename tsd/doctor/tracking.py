@@ -1,5 +1,6 @@
 """Where MLflow shows the runs. A training goes on without it, so little here is an error."""
 
+import ipaddress
 import os
 import socket
 import threading
@@ -53,7 +54,7 @@ def mlflow(context: Context) -> Check:
         remedy = f"See what is there: `curl -i {where.rstrip('/')}/health`, or name another: `export {_NAME}`. {_SYNC}"
         return Check("MLflow", "warning", f"{where} {problem}", remedy)
     if problem:
-        remedy = f"Start the server, or name another: `mlflow server --host 0.0.0.0`, `export {_NAME}`. {_SYNC}"
+        remedy = f"Start the server, or name another: `mlflow server --host ADDRESS`, `export {_NAME}`. {_SYNC}"
         return Check("MLflow", "warning", f"{where} {problem}", remedy)
     return Check("MLflow", "ok", f"{where} answers")
 
@@ -80,7 +81,11 @@ def _file(uri: str, where: str) -> Check:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
 
 
 def _within(seconds: float, work: Callable[[], str | None]) -> str | None:
