@@ -44,6 +44,7 @@ if [ -n "$backend" ]; then
 fi
 echo "$backend" > .venv/.torch_backend
 .venv/bin/python -m tsd.ops.mmcv_ext
+# Also has yapf, of mmengine, write its cache in the home folder, which trainings that begin at once would spoil for one another.
 .venv/bin/python -c "import mmcv.ops, tsd"
 touch .venv/.ready
 echo "set-up: done in $SECONDS s"

@@ -168,7 +168,7 @@ def roi_align_forward(
             )
     output.copy_(
         torch.ops.torchvision.roi_align(
-            input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+            *_wide(input, rois), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
         )
     )
 
@@ -194,8 +194,7 @@ def roi_align_backward(
     _need_mean(pool_mode)
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
-            grad_output,
-            rois,
+            *_wide(grad_output, rois),
             spatial_scale,
             aligned_height,
             aligned_width,
@@ -276,8 +275,9 @@ def _no_mask_no_bias(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
-    """In single precision where torchvision has no kernel."""
-    return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in tensors]
+    """In single precision where torchvision has no kernel: bfloat16, and on the CPU half precision."""
+    missing = (torch.bfloat16, torch.float16) if tensors[0].device.type == "cpu" else (torch.bfloat16,)
+    return [tensor.float() if tensor.dtype in missing else tensor for tensor in tensors]
 
 
 def _sizes(sizes: dict[str, int]) -> tuple[int | bool, ...]:
