@@ -158,6 +158,21 @@ def test_mmcvs_deformable_convolution_starts_as_the_plain_one_and_has_gradients(
     assert torch.autograd.gradcheck(run, (x, layer.weight))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_roi_align_of_less_than_single_precision_is_that_of_single_precision_rounded(dtype):
+    torch.manual_seed(0)
+    features = torch.randn(1, 2, 8, 8).to(dtype).requires_grad_()
+    rois = torch.tensor([[0, 1.0, 1.0, 6.0, 5.0]], dtype=dtype)
+    pooled = RoIAlign(2, 1.0, 2)(features, rois)
+    assert pooled.dtype == dtype
+    wide = features.detach().float().requires_grad_()
+    exact = RoIAlign(2, 1.0, 2)(wide, rois.float())
+    assert torch.equal(pooled, exact.to(dtype))
+    pooled.sum().backward()
+    exact.sum().backward()
+    assert torch.equal(features.grad, wide.grad.to(dtype))
+
+
 @pytest.mark.parametrize(
     "roi", [[0, float("nan"), 1, 9, 9], [0, 1, 1, float("inf"), 9], [-1, 1, 1, 9, 9], [2, 1, 1, 9, 9]]
 )
