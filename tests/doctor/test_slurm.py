@@ -184,6 +184,7 @@ def test_a_controller_that_does_not_answer(examined, cluster, program):
     assert "Unable to contact slurm controller" in line.finding
     assert "`scontrol ping`" in line.remedy
     examined("Slurm", context()).only("warning")  # a suite without GPUs may well run here
+    examined("Slurm", context("tiny", gpu=1)).only("warning")  # and one that asks for one, too
 
 
 def test_a_controller_that_hangs_costs_seconds(examined, cluster, program, monkeypatch):

@@ -28,8 +28,10 @@ def slurm(context: Context) -> list[Check]:
     try:
         nodes = read_nodes(ask("sinfo", "--noheader", "--exact", "-o", FIELDS))
     except WorkError as error:
-        remedy = "See whether its controller answers: `scontrol ping`."
-        return [Check("Slurm", "error" if context.gpus else "warning", str(error), remedy)]
+        remedy = "For `snakemake --profile slurm` see whether its controller answers: `scontrol ping`."
+        return [
+            Check("Slurm", "error" if context.gpus > 1 else "warning", str(error), remedy)
+        ]  # one GPU may be this machine's
     name = asked.get("slurm_partition")
     lines = []
     if not name:
