@@ -1,15 +1,18 @@
 """`snakemake --profile slurm` on a real cluster of one node: Slurm's own daemons, two GPUs in name."""
 
 import json
+import math
 import re
+import shutil
 import subprocess
 import threading
 
 import pytest
 
-from tests.conftest import copy_project
+from tests.conftest import copy_project, tsd
 from tests.workflow.slurm_cluster import cluster
 from tests.workflow.test_pipeline import BIN, edit
+from tsd.files import read_yaml
 
 pytestmark = pytest.mark.slurm
 
@@ -27,18 +30,45 @@ PROFILE = (
 """What a cluster without accounting and with a local disk adds to slurm/profile.yaml."""
 
 
-EPOCHS = 200
-"""Of three steps, a sixth of a second each on an idle machine; Slurm kills between one minute and one and a half."""
+SECONDS = 110
+"""Of a training that nothing disturbs. Slurm kills between one minute and one and a half; four attempts are enough for
+one that is twice as slow beside the others."""
+
+TRIAL_EPOCHS = 20
+"""Of three steps, to see how fast this machine is."""
 
 
-def suite_of(content):
+def suite_of(epochs):
     """Two trainings, longer than their time limit of a minute, and one that can't succeed."""
-    content["experiments"] = ["baseline", "tsd_pc", "broken"]
-    content["tables"] = ["ablation"]
-    content["override"]["backbone"].pop("pretrained")
-    content["override"]["schedule"] |= {"epochs": EPOCHS, "milestones": [50], "warmup_epochs": 0}
-    content["monitor"] = {"val_epochs": EPOCHS, "log_steps": 1, "checkpoint_steps": 20}
-    content["resources"] = {"gpu": 1, "threads": 1, "mem_mb": 2500, "runtime": 1, "workers": 0}
+
+    def change(content):
+        content["experiments"] = ["baseline", "tsd_pc", "broken"]
+        content["tables"] = ["ablation"]
+        content["override"]["backbone"].pop("pretrained", None)
+        content["override"]["schedule"] |= {"epochs": epochs, "milestones": [epochs - 1], "warmup_epochs": 0}
+        content["monitor"] = {"val_epochs": epochs, "log_steps": 1, "checkpoint_steps": 20}
+        content["resources"] = {"gpu": 1, "threads": 1, "mem_mb": 2500, "runtime": 1, "workers": 0}
+
+    return change
+
+
+def enough_epochs(folder):
+    """So many that a training takes :data:`SECONDS` on this machine as it is now."""
+    path = folder / "params/suites/tiny.yaml"
+    before = path.read_text()
+    edit(path, suite_of(TRIAL_EPOCHS))
+    edit(path, lambda content: content.update(experiments=["baseline"]))
+    edit(path, lambda content: content["resources"].update(gpu=0))
+    edit(path, lambda content: content["override"]["backbone"].update(pretrained=None))
+    for command in (["data", "generate"], ["train", "--experiment", "baseline", "--no-mlflow"]):
+        done = tsd(*command, "--suite", "tiny", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    (log,) = (folder / "results/tiny/runs/baseline").glob("*/seed0/log.jsonl")
+    times = [json.loads(line)["time"] for line in log.read_text().splitlines()]
+    shutil.rmtree(folder / "results")
+    shutil.rmtree(folder / "data")
+    path.write_text(before)
+    return math.ceil(SECONDS / (times[-1] - times[0]) * TRIAL_EPOCHS)
 
 
 RETRIES = 3
@@ -80,7 +110,7 @@ def finished(tmp_path_factory, environment):
     """A project after `snakemake --profile slurm`, what Snakemake said, and what Slurm said."""
     with pytest.MonkeyPatch.context() as patch:
         folder = copy_project(tmp_path_factory.mktemp("slurm") / "project", patch)
-    edit(folder / "params/suites/tiny.yaml", suite_of)
+    edit(folder / "params/suites/tiny.yaml", suite_of(enough_epochs(folder)))
     edit(folder / "params/experiments.yaml", experiments_of)
     rules = folder / "workflow/rules/training.smk"
     rules.write_text(rules.read_text().replace("retries: 2", f"retries: {RETRIES}"))
@@ -122,7 +152,8 @@ def test_trainings_killed_by_their_time_limit_go_on_and_finish(finished):
         assert json.loads((folder_of_run / "status.json").read_text())["status"] == "FINISHED", log_of(folder, name)
         steps = [json.loads(line)["step"] for line in (folder_of_run / "log.jsonl").read_text().splitlines()]
         trained = sorted(set(steps))
-        assert trained == list(range(1, 3 * EPOCHS + 1))  # no step is missing, whatever was killed
+        epochs = read_yaml(folder / "params/suites/tiny.yaml")["override"]["schedule"]["epochs"]
+        assert trained == list(range(1, 3 * epochs + 1))  # no step is missing, whatever was killed
 
 
 def test_what_is_asked_for_reaches_slurm(finished):
