@@ -53,17 +53,17 @@ def suite_of(epochs):
 
 
 def enough_epochs(folder):
-    """So many that a training takes :data:`SECONDS` on this machine as it is now."""
+    """So many that the slower training takes :data:`SECONDS` on this machine as it is now."""
     path = folder / "params/suites/tiny.yaml"
     before = path.read_text()
     edit(path, suite_of(TRIAL_EPOCHS))
-    edit(path, lambda content: content.update(experiments=["baseline"]))
+    edit(path, lambda content: content.update(experiments=["tsd_pc"]))
     edit(path, lambda content: content["resources"].update(gpu=0))
     edit(path, lambda content: content["override"]["backbone"].update(pretrained=None))
-    for command in (["data", "generate"], ["train", "--experiment", "baseline", "--no-mlflow"]):
+    for command in (["data", "generate"], ["train", "--experiment", "tsd_pc", "--no-mlflow"]):
         done = tsd(*command, "--suite", "tiny", cwd=folder)
         assert done.returncode == 0, done.stderr
-    (log,) = (folder / "results/tiny/runs/baseline").glob("*/seed0/log.jsonl")
+    (log,) = (folder / "results/tiny/runs/tsd_pc").glob("*/seed0/log.jsonl")
     times = [json.loads(line)["time"] for line in log.read_text().splitlines()]
     shutil.rmtree(folder / "results")
     shutil.rmtree(folder / "data")
