@@ -16,12 +16,16 @@ from tsd.data.store import Store
 from tsd.errors import InputError
 from tsd.files import read_json
 
+PLACE = ("git_commit", "git_dirty", "hostname", "slurm_job_id", "cuda_visible_devices")
+"""Of a run's environment, what is said elsewhere or is nobody's business."""
+
 PICTURES = 4
 """Pictures with detections kept beside the metrics."""
 
 
 def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
-    """Suite, experiment, seed, digests, git state, digest of the predictions, and run time, for ``metrics.json``.
+    """Suite, experiment, seed, digests, git state, digest of the predictions, machine, learning curve and run time, for
+    ``metrics.json``: with them the run can be repeated and compared.
 
     Raises:
         InputError: the folder is not a run's.
@@ -34,6 +38,8 @@ def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
         "git_commit": environment["git_commit"],
         "git_dirty": environment["git_dirty"],
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+        "environment": {key: value for key, value in environment.items() if key not in PLACE},
+        "losses": losses(folder / "log.jsonl"),
         "history": history(folder / "log.jsonl"),
         **({"runtime": read_json(runtime)} if runtime.exists() else {}),
     }
@@ -48,6 +54,12 @@ def history(log: Path) -> list[dict[str, Any]]:
         if figures:
             found.append({"epoch": line["epoch"], **figures})
     return found
+
+
+def losses(log: Path) -> list[list[float]]:
+    """[step, its loss] of each step that was logged, in full precision."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [[line["step"], line["loss"]] for line in lines if "loss" in line]
 
 
 def read_described(folder: Path) -> dict[str, Any]:

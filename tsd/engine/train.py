@@ -3,8 +3,6 @@
 import datetime
 import fcntl
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import yaml
 
 from tsd.data.manifest import verify_annotations
 from tsd.engine import distributed, stopping, tracking
+from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions
 from tsd.errors import InputError
@@ -37,8 +36,12 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
         InputError: bad data, pictures or checkpoint; another process trains the same run.
         DivergedError: a loss became NaN or infinite.
     """
+    import torch
+
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    if run.suite.resources["gpu"] == 0:
+        torch.set_num_threads(run.suite.resources["threads"])
     if distributed.rank():
         return _train_along(run, folder)
     _check_data(run)
@@ -87,15 +90,11 @@ def _train(run: Run, folder: Path, uri: str | None, request: stopping.StopReques
 
 
 def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest) -> None:
-    import torch
-
     from tsd.engine import checkpoint, weights
     from tsd.engine.adapters.journal import CheckpointHook, JournalHook, StartHook, StopHook
     from tsd.engine.config import load_config
     from tsd.engine.runner import StrictRunner
 
-    if run.suite.resources["gpu"] == 0:
-        torch.set_num_threads(run.suite.resources["threads"])
     first = distributed.rank() == 0
     checkpoints = folder / "checkpoints"
     found = checkpoint.newest_whole(checkpoints) if first else None
@@ -145,44 +144,6 @@ def _weights_of(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
     known = read_json(path) if path.exists() else {}
     return {key: known[key] for key in ("pretrained_sha256",) if known.get(key)}
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what a run is made: git commit, versions, machine, Slurm job."""
-    import mmcv
-    import mmdet
-    import torch
-
-    from tsd.ops import mmcv_ext
-
-    commit, dirty = git_state()
-    return {
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "mmdet": mmdet.__version__,
-        "mmcv": mmcv.__version__,
-        "mmcv_operators": mmcv_ext.origin(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "hostname": platform.node(),
-        "platform": platform.platform(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-        "processes": distributed.world(),
-        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-    }
-
-
-def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it), or (None, None) outside git."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return commit.stdout.strip(), bool(changes.stdout.strip())
 
 
 def _set_status(folder: Path, status: str, error: str | None = None) -> None:
