@@ -268,6 +268,17 @@ def _evaluate_coco(args: Args) -> int:
     return 0
 
 
+def _evaluate_draws(args: Args) -> int:
+    from tsd.data.coco import read_coco
+    from tsd.evaluation.draws import draw_figures, write_draws
+
+    trained = read_coco(args.trained) if args.trained else None
+    figures = draw_figures(read_coco(args.annotations), args.predictions, trained, args.draws)
+    write_draws(figures, args.output)
+    print(f"{args.output}: {len(figures.columns)} figures of all pictures and of {args.draws} draws")
+    return 0
+
+
 def _evaluate_openimages(args: Args) -> int:
     from tsd.evaluation.openimages import PROTOCOLS, compare_files, format_protocols
     from tsd.files import write_json
@@ -400,7 +411,7 @@ def _report(args: Args) -> int:
 def _claims(args: Args) -> int:
     from tsd.engine.judge import make_claims
 
-    print(make_claims(_suite(args), args.output, args.draws))
+    print(make_claims(_suite(args), args.output, args.metrics))
     return 0
 
 
@@ -648,6 +659,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--run-folder", type=Path, help="record as the evaluation of this run, and mirror it to MLflow")
     verb.add_argument("--no-mlflow", action="store_true", help="files only")
 
+    verb = _add(evaluate, "draws", _evaluate_draws, "figures on all pictures and on bootstrap draws, for tsd claims")
+    verb.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON")
+    verb.add_argument("--predictions", type=Path, required=True, help="COCO results JSON")
+    verb.add_argument("--trained", type=Path, help="COCO instances JSON of the training: which classes are rare")
+    verb.add_argument("--draws", type=_positive, default=1000, help="of the bootstrap (default: %(default)s)")
+    verb.add_argument("--output", type=Path, required=True, help="<name of the metrics file>.draws.csv")
+
     verb = _add(evaluate, "openimages", _evaluate_openimages, "the challenge's AP at IoU 0.5, per class and in all")
     for option, text in (
         ("boxes", "challenge-2019-validation-detection-bbox.csv"),
@@ -726,10 +744,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("target", type=Path, help="the file to write")
     verb.add_argument("--suite", default="released", help="a file of params/suites (default: %(default)s)")
     verb.add_argument("--experiment", required=True, help="an experiment of it, with coordinates: legacy")
-    verb = _add(verbs, "claims", _claims, "a suite's predictions → a verdict on each claim of the paper")
+    verb = _add(verbs, "claims", _claims, "metrics.json files and their draws → a verdict on each claim of the paper")
     _suite_option(verb)
+    verb.add_argument("--metrics", type=Path, nargs="*", help="default: those that today's params resolve to")
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
-    verb.add_argument("--draws", type=_positive, default=1000, help="of each bootstrap (default: %(default)s)")
     verb = _add(verbs, "report", _report, "a suite's claims, tables, figures and runs → one HTML file")
     _suite_option(verb)
     verb.add_argument("--output", type=Path, required=True, help="the HTML file")

@@ -55,6 +55,8 @@ def test_the_numbers_are_the_csvs(name):
     for place, text in enumerate(body):
         cells = [numbers(cell) for cell in re.split(r"(?<!\\\\)&", text.removesuffix("\\\\"))][1 + len(table.marks) :]
         own = lines[place * len(table.columns) : (place + 1) * len(table.columns)]
+        if not table.has_paper:
+            cells = [text for cell in cells for text in (cell, "", "")]
         assert len(cells) == 3 * len(own)
         for line, (measured, paper, delta) in zip(own, zip(*[iter(cells)] * 3, strict=True), strict=True):
             if line["mean"]:

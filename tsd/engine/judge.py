@@ -1,43 +1,58 @@
-"""The paper's claims, judged by a suite's own predictions."""
+"""The paper's claims, judged by the figures that are kept beside a suite's metrics."""
 
-import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tsd.data.coco import read_coco
 from tsd.engine.identity import data_digest
 from tsd.engine.params import Run, Suite, get_runs
 from tsd.errors import InputError
-from tsd.evaluation.bootstrap import match, paired_difference, rarer_half, resample
-from tsd.files import read_json, read_yaml, write_text
+from tsd.evaluation.bootstrap import paired_difference
+from tsd.evaluation.draws import SUFFIX, draws_beside, figure_of
+from tsd.files import read_yaml, write_text
 from tsd.report.claims import (
     Claim,
     Judgement,
-    figure_of,
     format_claims,
-    is_of_tail,
     load_claims,
     paper_difference,
     to_csv,
 )
-from tsd.report.tables import commit_notes, load_reported
+from tsd.report.tables import commit_notes, load_reported, read_run
 
 PARAMS = Path("params")
 
 
-def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
-    """Judge every claim by the predictions that are here; writes the page and, beside it, the same as CSV.
+@dataclass(frozen=True)
+class Evidence:
+    """A run's metrics file, what it says of its run, and the figures of its draws."""
+
+    path: Path
+    run: dict[str, Any]
+    draws: pd.DataFrame
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(experiment, seed)."""
+        return self.run["experiment"], self.run["seed"]
+
+
+def make_claims(suite: Suite, output: Path, metrics: Sequence[Path] | None = None) -> str:
+    """Judge every claim by the draws that are here; writes the page and, beside it, the same as CSV.
 
     Args:
-        suite: whose runs; a claim with an experiment that has no predictions says ``not run``.
+        suite: whose runs; a claim with an experiment that has no draws says ``not run``.
         output: the Markdown page.
-        draws: of each bootstrap.
+        metrics: metrics files, the draws beside them; None: those that today's params resolve to. With files the
+            suite's data need not be here.
 
     Raises:
-        InputError: a suite that is not scored by COCO's metric, predictions that are not those of the run's metrics, or
-            broken annotations.
+        InputError: a suite that is not scored by COCO's metric; broken files; metrics of another suite, two of one
+            experiment and seed, runs on other data than the rest, or draws of other predictions than the metrics.
     """
     if suite.is_openimages:
         raise InputError(
@@ -47,68 +62,110 @@ def make_claims(suite: Suite, output: Path, draws: int = 1000) -> str:
         raise InputError(f"{output}: the page is Markdown, with the CSV beside it; expected a name like claims.md")
     reported = load_reported(PARAMS)
     claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
-    every = get_runs(suite, data_digest(suite))
-    runs: dict[tuple[str, int], Run] = {(run.experiment, run.seed): run for run in every if run.predictions.exists()}
-    elsewhere = sum(run.metrics_file.exists() and not run.predictions.exists() for run in every)
-    wanted = {name for claim in claims for name in (claim.more, claim.less)}
-    truth = read_coco(suite.split("val")[0]) if any(name in wanted for name, _ in runs) else {}
-    drawn: dict[tuple[str, int], np.ndarray] = {}
-
-    def table(name: str, seed: int) -> np.ndarray:
-        if (name, seed) not in drawn:
-            _check_predictions(runs[name, seed])
-            drawn[name, seed] = resample(match(truth, runs[name, seed].predictions), draws)
-        return drawn[name, seed]
-
-    tail = None
-    if any(is_of_tail(claim.figure) and _seeds(claim, suite, runs) for claim in claims):
-        trained = read_coco(suite.split("train")[0])
-        if {entry["id"] for entry in trained["categories"]} != {entry["id"] for entry in truth["categories"]}:
-            raise InputError(f"{suite.split('val')[0]}: other categories than in {suite.split('train')[0]}")
-        tail = rarer_half(trained)
-    judgements = []
-    for claim in claims:
-        paper = paper_difference(claim, reported)
-        seeds = _seeds(claim, suite, runs)
-        if not seeds:
-            judgements.append(Judgement(claim, paper))
-            continue
-        more, less = ([table(name, seed) for seed in seeds] for name in (claim.more, claim.less))
-        found = paired_difference(more, less, figure_of(claim.figure, tail))
-        judgements.append(Judgement(claim, paper, found.value, found.low, found.high, seeds))
-    number = max((len(judged.seeds) for judged in judgements), default=0)
-    notes = [f"Measured on suite {suite.name} ({suite.description}); the paper's differences are for COCO minival."]
-    if elsewhere:
-        notes.append(f"Not judged: {elsewhere} runs whose metrics are here and whose predictions are not.")
-    if number:
-        notes.append(
-            "Interval: paired bootstrap over validation pictures and over trainings (by seed), 2.5th to 97.5th "
-            f"percentile of {draws} draws; of one training each, over pictures alone."
-        )
-        notes.append("Supported, contradicted: the whole interval is on that side of zero.")
-        if tail is not None:
-            notes.append("Tail: the half of the classes that are in the fewest training pictures.")
-        judged = {
-            (name, seed) for item in judgements for name in (item.claim.more, item.claim.less) for seed in item.seeds
-        }
-        facts = [read_json(runs[key].folder / "environment.json") for key in sorted(judged)]
-        notes += commit_notes(pd.DataFrame(facts))
+    files = _of_params(suite) if metrics is None else list(metrics)
+    with_draws = [path for path in files if path.with_suffix(SUFFIX).exists()]
+    runs = _read(suite, with_draws)
+    judgements = [_judge(claim, paper_difference(claim, reported), runs) for claim in claims]
+    notes = _notes(suite, runs, judgements, len(files) - len(with_draws))
     text = format_claims(judgements, f"Claims of the paper, judged by suite {suite.name}", notes)
     write_text(output, text)
     write_text(output.with_suffix(".csv"), to_csv(judgements))
     return text
 
 
-def _check_predictions(run: Run) -> None:
-    if not run.metrics_file.exists():
-        return
-    expected = read_json(run.metrics_file)["run"]["predictions_sha256"]
-    if hashlib.sha256(run.predictions.read_bytes()).hexdigest() != expected:
-        raise InputError(
-            f"{run.predictions}: changed since {run.metrics_file} was made of it; remove it to predict anew"
+def _of_params(suite: Suite) -> list[Path]:
+    return [run.metrics_file for run in get_runs(suite, data_digest(suite)) if run.metrics_file.exists()]
+
+
+def _read(suite: Suite, files: Sequence[Path]) -> dict[tuple[str, int], Evidence]:
+    """The runs by experiment and seed; all of one suite, on the same data, with as many draws."""
+    found: dict[tuple[str, int], Evidence] = {}
+    first: Evidence | None = None
+    for path in files:
+        run = read_run(path)
+        own = Evidence(path, run, draws_beside(path))
+        first = first or own
+        if run["suite"] != suite.name:
+            raise InputError(f"{path}: of suite {run['suite']}; expected {suite.name}")
+        if own.key in found:
+            raise InputError(f"{path}: the same experiment and seed as {found[own.key].path}; remove one of them")
+        for name in ("data_digest", "test_digest"):
+            if run[name] != first.run[name]:
+                raise InputError(f"{path}: {name} {run[name]} is not that of {first.path}: {first.run[name]}")
+        if len(own.draws) != len(first.draws):
+            raise InputError(
+                f"{path.with_suffix(SUFFIX)}: {len(own.draws) - 1} draws, {first.path.with_suffix(SUFFIX)} has "
+                f"{len(first.draws) - 1}; make both with the same number"
+            )
+        found[own.key] = own
+    return found
+
+
+def _judge(claim: Claim, paper: float | None, runs: dict[tuple[str, int], Evidence]) -> Judgement:
+    """By the seeds that both experiments have been trained with."""
+    of_both = {name: {seed for experiment, seed in runs if experiment == name} for name in (claim.more, claim.less)}
+    seeds = tuple(sorted(of_both[claim.more] & of_both[claim.less]))
+    if not seeds:
+        return Judgement(claim, paper)
+    more, less = (
+        [figure_of(claim.figure, runs[name, seed].draws) for seed in seeds] for name in (claim.more, claim.less)
+    )
+    found = paired_difference(more, less)
+    return Judgement(claim, paper, found.value, found.low, found.high, seeds)
+
+
+def _notes(
+    suite: Suite, runs: dict[tuple[str, int], Evidence], judgements: Sequence[Judgement], without: int
+) -> list[str]:
+    notes = [f"Measured on suite {suite.name} ({suite.description}); the paper's differences are for COCO minival."]
+    if without:
+        notes.append(f"Not judged: {without} runs whose metrics are here without their draws (`*{SUFFIX}`).")
+    judged = {(name, seed) for item in judgements for name in (item.claim.more, item.claim.less) for seed in item.seeds}
+    if not judged:
+        return notes
+    draws = len(next(iter(runs.values())).draws) - 1
+    notes.append(
+        "Interval: paired bootstrap over validation pictures and over trainings (by seed), 2.5th to 97.5th "
+        f"percentile of {draws} draws; of one training each, over pictures alone."
+    )
+    notes.append("Supported, contradicted: the whole interval is on that side of zero.")
+    if any("lost_" in item.claim.figure or item.claim.figure == "agreement" for item in judgements if item.seeds):
+        notes.append(
+            "lost_*: AP50 lost to a kind of error (TIDE). Agreement: 100 times the rank correlation of score and IoU "
+            "over detections that match an object."
         )
+    if any("_tail" in item.claim.figure for item in judgements if item.seeds):
+        notes.append("Tail: the half of the classes that are in the fewest training pictures.")
+    others = sorted(name for name, seed in judged if _settings_changed(suite, runs[name, seed]))
+    if others:
+        notes.append(f"Made with other settings than those of today's params: {', '.join(dict.fromkeys(others))}.")
+    return notes + commit_notes(pd.DataFrame([runs[key].run for key in sorted(judged)]))
 
 
-def _seeds(claim: Claim, suite: Suite, runs: dict[tuple[str, int], Run]) -> tuple[int, ...]:
-    """Seeds with which both experiments have been trained."""
-    return tuple(seed for seed in suite.seeds if {(claim.more, seed), (claim.less, seed)} <= set(runs))
+def _settings_changed(suite: Suite, found: Evidence) -> bool:
+    name, seed = found.key
+    if name not in suite.settings:
+        return True
+    run = Run(suite, name, seed, found.run["data_digest"])
+    return (run.digest, run.test_digest) != (found.run["digest"], found.run["test_digest"])
+
+
+def intervals(files: Sequence[Path], figures: Sequence[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """95 % intervals, fractions, of figures by experiment, over pictures and trainings, where the draws are here.
+
+    Args:
+        files: metrics files of one suite.
+        figures: as :func:`tsd.evaluation.draws.figure_of` takes them.
+    """
+    by_experiment: dict[str, list[pd.DataFrame]] = {}
+    for path in files:
+        if path.with_suffix(SUFFIX).exists():
+            by_experiment.setdefault(read_run(path)["experiment"], []).append(draws_beside(path))
+    result = {}
+    for experiment, several in by_experiment.items():
+        for figure in figures:
+            values = [figure_of(figure, draws) for draws in several]
+            found = paired_difference(values, [np.zeros_like(value) for value in values])
+            if not np.isnan(found.low):
+                result[experiment, figure] = (found.low, found.high)
+    return result

@@ -213,6 +213,11 @@ class Run:
         name = f"{self.experiment}-seed{self.seed}-{self.digest}-{self.test_digest}.json"
         return Path("results", self.suite.name, "metrics", name)
 
+    @property
+    def draws_file(self) -> Path:
+        """Beside it: the figures of bootstrap draws, which verdicts and intervals are made of."""
+        return self.metrics_file.with_suffix(".draws.csv")
+
     def describe(self) -> dict[str, Any]:
         """The resolved experiment as plain data, as written to ``experiment.yaml``."""
         return {

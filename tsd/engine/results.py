@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from tsd.engine.identity import ABSENT, data_digest
+from tsd.engine.judge import intervals
 from tsd.engine.params import Run, Suite, get_runs
 from tsd.errors import InputError
+from tsd.evaluation.draws import SUFFIX
 from tsd.files import read_json, write_json, write_text
 from tsd.report import tables
 from tsd.report.page import Picture, page, report
@@ -65,6 +67,8 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
     given, server_notes = tables.external_results(tables.load_external(PARAMS), files)
     parts = [part for part in (results, counted, given) if len(part)]
     shown = pd.concat(parts, ignore_index=True) if parts else results
+    definitions = tables.chosen_tables(PARAMS, suite.tables)
+    found = intervals(files, tables.interval_metrics(definitions))
     made = [
         tables.build_table(
             name,
@@ -73,8 +77,9 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
             reported,
             f"{measured} {definition.get('paper_on', 'COCO minival')}.",
             server_notes,
+            found,
         )
-        for name, definition in tables.chosen_tables(PARAMS, suite.tables).items()
+        for name, definition in definitions.items()
     ]
     for table in made:
         tables.write_table(table, out)
@@ -301,8 +306,9 @@ def stale_runs(suite: Suite) -> list[Path]:
     for run in runs:
         evaluations = sorted((run.folder / "eval").glob("*"))
         stale += [folder for folder in evaluations if folder != run.eval_folder]
-    published = {run.metrics_file for run in runs}
-    stale += [path for path in sorted(Path("results", suite.name, "metrics").glob("*.json")) if path not in published]
+    published = {path for run in runs for path in (run.metrics_file, run.draws_file)}
+    metrics = Path("results", suite.name, "metrics")
+    stale += [path for path in sorted([*metrics.glob("*.json"), *metrics.glob(f"*{SUFFIX}")]) if path not in published]
     if not stale:
         print("nothing to prune", file=sys.stderr)
     return stale

@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,51 @@ class Matches:
     classes: tuple[ClassMatches, ...]
 
 
+@dataclass(frozen=True)
+class Hits:
+    """Detections of all classes that match an object at IoU 0.5: index of the picture, score and IoU, (N,) each."""
+
+    picture: Array
+    score: Array
+    iou: Array
+
+
 def match(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any]]) -> Matches:
     """Match COCO results of boxes to COCO instances with pycocotools.
 
     Raises:
         InputError: predictions that are no COCO results of the annotations.
     """
+    return match_and_hits(truth, predictions)[0]
+
+
+def match_and_hits(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any]]) -> tuple[Matches, Hits]:
+    """:func:`match`, and how well its true detections fit."""
+    evaluation = _evaluated(truth, predictions)
+    number = len(evaluation.params.imgIds)
+    classes, hits = [], [np.zeros((3, 0))]
+    for place in range(len(evaluation.params.catIds)):
+        entries = evaluation.evalImgs[place * number : (place + 1) * number]
+        classes.append(_class_matches(entries))
+        hits += [_hits(evaluation, index, entry) for index, entry in enumerate(entries) if entry is not None]
+    picture, score, iou = np.concatenate(hits, axis=1)
+    return Matches(number, tuple(classes)), Hits(picture.astype(np.int64), score, iou)
+
+
+def _hits(evaluation: Any, index: int, entry: dict[str, Any]) -> Array:
+    """(3, N) picture, score and IoU of one picture's true detections of one class at the first threshold."""
+    matched = np.asarray(entry["dtMatches"]).reshape(len(THRESHOLDS), -1)[0]
+    ignored = np.asarray(entry["dtIgnore"]).reshape(len(THRESHOLDS), -1)[0] > 0
+    places = np.flatnonzero((matched > 0) & ~ignored)
+    key = (entry["image_id"], entry["category_id"])
+    columns = {int(gt["id"]): column for column, gt in enumerate(evaluation._gts[key])}
+    overlaps = np.asarray(evaluation.ious[key])
+    ious = [overlaps[place, columns[int(matched[place])]] for place in places]
+    return np.array([np.full(len(places), index), np.asarray(entry["dtScores"], dtype=float)[places], ious])
+
+
+def _evaluated(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any]]) -> Any:
+    """pycocotools' evaluation of boxes of all sizes, its pictures matched."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -73,11 +112,7 @@ def match(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any]]) ->
         evaluation = COCOeval(index, found, "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
-    number = len(evaluation.params.imgIds)
-    classes = []
-    for place in range(len(evaluation.params.catIds)):
-        classes.append(_class_matches(evaluation.evalImgs[place * number : (place + 1) * number]))
-    return Matches(number, tuple(classes))
+    return evaluation
 
 
 def _class_matches(pictures: Sequence[dict[str, Any] | None]) -> ClassMatches:
@@ -147,10 +182,10 @@ def _class_precision(part: ClassMatches, weights: Array) -> Array:
     """(T,) of one class. Recall rises, and precision is highest, at true detections: the others are only counted."""
     objects = weights @ part.objects
     if not objects:
-        return np.full(len(THRESHOLDS), np.nan)
+        return np.full(len(part.true), np.nan)
     own = weights[part.picture]
     seen = np.cumsum(own)
-    result = np.empty(len(THRESHOLDS))
+    result = np.empty(len(part.true))
     for row, (true, neither) in enumerate(zip(part.true, part.neither, strict=True)):
         found = np.cumsum(own[true])
         skipped = np.concatenate(([0], np.cumsum(own[neither])))[np.searchsorted(neither, true)]
@@ -170,20 +205,23 @@ class Difference:
     high: float
 
 
-def resample(matches: Matches, draws: int, seed: int = 0) -> Array:
-    """(draws + 1, C, T) average precision: of all pictures, then of each draw of as many pictures with replacement.
+def draw_weights(pictures: int, draws: int, seed: int = 0) -> Iterator[Array]:
+    """How often each picture counts: once, then in each draw of as many pictures with replacement.
 
     With the same seed, all detectors on the same pictures get the same draws.
     """
+    yield np.ones(pictures, dtype=np.int64)
     rng = np.random.default_rng(seed)
-    number = matches.pictures
-    drawn = (np.bincount(rng.integers(number, size=number), minlength=number) for _ in range(draws))
-    return np.stack([average_precision(matches), *(average_precision(matches, weights) for weights in drawn)])
+    for _ in range(draws):
+        yield np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)
 
 
-def paired_difference(
-    more: Sequence[Array], less: Sequence[Array], figure: Callable[[Array], Array], *, seed: int = 0
-) -> Difference:
+def resample(matches: Matches, draws: int, seed: int = 0) -> Array:
+    """(draws + 1, C, T) average precision: of all pictures, then of each of the :func:`draw_weights`."""
+    return np.stack([average_precision(matches, weights) for weights in draw_weights(matches.pictures, draws, seed)])
+
+
+def paired_difference(more: Sequence[Array], less: Sequence[Array], *, seed: int = 0) -> Difference:
     """Bootstrap of the mean difference between two detectors, each trained with the same seeds.
 
     Each draw takes pictures with replacement, the same for all trainings, and pairs of trainings with replacement. The
@@ -192,9 +230,8 @@ def paired_difference(
     interval is then over pictures alone.
 
     Args:
-        more: by training, a detector's :func:`resample`.
-        less: the other's, of the same seeds of training, with the same draws.
-        figure: from (..., C, T) average precisions to the figure (...).
+        more: by training, a detector's figure (draws + 1,): on all pictures, then on each draw.
+        less: the other's, of the same seeds of training, with the same draws; zeros for the figure's own interval.
         seed: of the draws of trainings.
 
     Raises:
@@ -204,7 +241,7 @@ def paired_difference(
         raise ValueError(f"expected the same trainings of both, got {len(more)} and {len(less)}")
     if len({table.shape for table in (*more, *less)}) != 1:
         raise ValueError("expected the same draws for all trainings")
-    gains = np.stack([figure(a) - figure(b) for a, b in zip(more, less, strict=True)], axis=1)
+    gains = np.stack([a - b for a, b in zip(more, less, strict=True)], axis=1)
     value, gains = gains[0].mean(), gains[1:]
     number = gains.shape[1]
     means = gains.mean(axis=1, keepdims=True)

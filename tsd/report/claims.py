@@ -1,16 +1,14 @@
 """The paper's claims as data, a verdict on each, and the page that shows them."""
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from tsd.errors import ParamsError
-from tsd.evaluation.bootstrap import mean_over_classes
+from tsd.evaluation.draws import split_figure
 from tsd.report.tables import NO_OBJECTS, pipes, read_section
 
 KEYS = {"text", "source", "more", "less", "figure"}
@@ -26,8 +24,8 @@ class Claim:
         source: where the paper says it.
         more: experiment.
         less: experiment.
-        figure: ``AP``, ``AP50`` … ``AP95``, each also as ``AP_tail`` and so on (mean over the rarer half of the
-            classes), or a difference of two of them.
+        figure: as :func:`tsd.evaluation.draws.figure_of` takes it. Of AP50 lost to a kind of error, ``more`` is the
+            experiment that is said to lose more.
         reported: rows of ``reported.csv``, as table/row, of both experiments; empty: the paper prints no figure.
     """
 
@@ -86,7 +84,7 @@ def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[
         if not isinstance(reported, list) or len(reported) not in (0, 2):
             raise ParamsError(f"{where}.reported: expected [row of `more`, row of `less`]")
         try:
-            figure_of(entry["figure"])
+            split_figure(entry["figure"])
         except ValueError as error:
             raise ParamsError(f"{where}.figure: {error}") from None
         for key in ("more", "less"):
@@ -96,40 +94,6 @@ def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[
             raise ParamsError(f"{where}: more and less are both {entry['more']!r}; expected two experiments")
         claims.append(Claim(str(name), **{key: entry[key] for key in KEYS}, reported=tuple(reported)))
     return claims
-
-
-def is_of_tail(figure: str) -> bool:
-    """Whether a figure asks which classes are rare."""
-    return "_tail" in figure
-
-
-def figure_of(name: str, tail: np.ndarray | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """From (..., C, 10) average precisions by class and at IoU 0.5, 0.55 … 0.95 to a figure (...).
-
-    Args:
-        name: see :class:`Claim`.
-        tail: places of the rare classes, for a figure of them.
-
-    Raises:
-        ValueError: an unknown figure.
-    """
-    parts = [_one_figure(part, tail) for part in name.split(" - ")]
-    if len(parts) > 2:
-        raise ValueError(f"expected a figure or a difference of two, got {name!r}")
-    return parts[0] if len(parts) == 1 else lambda values: parts[0](values) - parts[1](values)
-
-
-def _one_figure(name: str, tail: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
-    found = re.fullmatch(r"AP(\d\d)?(_tail)?", name)
-    place, rest = divmod(int(found[1]) - 50, 5) if found and found[1] else (0, 0)
-    if found is None or not 0 <= place < 10 or rest:
-        raise ValueError(
-            f"expected AP, AP50, AP55 … AP95, one of these with _tail, or a difference of two, got {name!r}"
-        )
-    classes = tail if found[2] else None
-    if found[1]:
-        return lambda values: mean_over_classes(values, classes)[..., place]
-    return lambda values: mean_over_classes(values, classes).mean(axis=-1)
 
 
 def paper_difference(claim: Claim, reported: pd.DataFrame) -> float | None:

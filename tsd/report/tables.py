@@ -9,7 +9,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from tsd.errors import InputError, ParamsError
+from tsd.evaluation.draws import LOST, SUFFIX, draws_beside
 from tsd.files import read_json, read_yaml, write_text
 from tsd.report.page import grid
 
@@ -49,6 +50,8 @@ class Cell:
     quoted: bool = False
     runs: tuple[str, ...] = ()
     """What was measured on, each as suite/experiment/digest/seedN: MLflow's tag ``tsd.key``."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the mean, over pictures and trainings."""
 
     @property
     def difference(self) -> float | None:
@@ -57,9 +60,12 @@ class Cell:
 
     @property
     def measured(self) -> str:
-        """As printed: ``not run``, ``no objects``, ``41.0`` or ``41.0 ± 0.2``; nothing for a quoted one."""
+        """As printed: ``not run``, ``no objects``, ``41.0``, ``41.0 ± 0.2`` or ``41.0 [40.2, 41.8]``; nothing for a
+        quoted one."""
         if self.mean is None:
             return "" if self.quoted else NO_OBJECTS if self.runs else NOT_RUN
+        if self.interval:
+            return f"{self.mean:.1f} [{self.interval[0]:.1f}, {self.interval[1]:.1f}]"
         return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
 
     @property
@@ -94,6 +100,8 @@ class Table:
     marks: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    has_paper: bool = True
+    """Whether a row has a figure of the paper: its columns are shown."""
 
 
 def load_tables(params: Path) -> dict[str, dict[str, Any]]:
@@ -243,6 +251,22 @@ def _of_run(run: dict[str, Any]) -> dict[str, Any]:
     return {name: run[name] for name in RUN_COLUMNS if name != "run"} | {"run": key}
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """What a metrics file says of its run.
+
+    Raises:
+        InputError: it is no run's metrics.
+    """
+    content = read_json(path)
+    run = content.get("run") if isinstance(content, dict) else None
+    if not isinstance(run, dict):
+        raise InputError(f"{path}: not the metrics of a run: run: expected an object")
+    for name in ("suite", "test_digest", *(name for name in RUN_COLUMNS if name != "run")):
+        if name not in run:
+            raise InputError(f"{path}: not the metrics of a run: missing key {name!r}")
+    return run
+
+
 def collect_results(files: Sequence[Path]) -> pd.DataFrame:
     """All figures of some metrics.json files: columns :data:`RESULT_COLUMNS`.
 
@@ -272,10 +296,19 @@ def collect_results(files: Sequence[Path]) -> pd.DataFrame:
         values = dict(metrics)
         for area, by_iou in content.get("scale_iou", {}).items():
             values |= {f"{area}_{iou}": value for iou, value in by_iou.items()}
+        if path.with_suffix(SUFFIX).exists():
+            values |= _of_draws(path)
         if runtime:
             facts["device"], values["runtime_ms"] = runtime["device"], runtime["median_ms"]
         records += [{**facts, "metric": name, "value": value} for name, value in values.items()]
     return pd.DataFrame(records, columns=RESULT_COLUMNS)
+
+
+def _of_draws(path: Path) -> dict[str, float | None]:
+    """Figures that are kept with a run's draws alone."""
+    draws = draws_beside(path)
+    found = {name: float(draws[name].iloc[0]) for name in ("agreement", *LOST)}
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 def model_results(models: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -306,6 +339,7 @@ def build_table(
     reported: pd.DataFrame,
     note: str,
     external_notes: Sequence[str] = (),
+    intervals: Mapping[tuple[str, str], tuple[float, float]] | None = None,
 ) -> Table:
     """Fill a table.
 
@@ -316,12 +350,13 @@ def build_table(
         reported: from :func:`load_reported`.
         note: what was measured on, so that a difference to the paper is not misread.
         external_notes: of :func:`external_results`; those of metrics that the table shows are kept.
+        intervals: of (experiment, metric), fractions, for columns with ``interval: true``.
     """
     rows = []
     marks = tuple(definition.get("marks", []))
     for row in definition["rows"]:
         own = results[results["experiment"] == row.get("experiment")]
-        cells = tuple(_cell(column, row, own, reported) for column in definition["columns"])
+        cells = tuple(_cell(column, row, own, reported, intervals or {}) for column in definition["columns"])
         shown = tuple(mark in row.get("marks", []) for mark in marks)
         label = f"{row['label']} (quoted)" if row.get("quoted") else row["label"]
         rows.append(Row(row["id"], label, shown, cells))
@@ -331,10 +366,23 @@ def build_table(
     shown_metrics = {cell.metric for row in rows for cell in row.cells}
     servers = [text for text in external_notes if text.split()[0] in shown_metrics]
     notes = (note, *definition.get("notes", []), *footnotes, *servers)
-    return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes)
+    has_paper = any("reported" in row for row in definition["rows"])
+    return Table(name, definition["title"], definition["source"], columns, marks, tuple(rows), notes, has_paper)
 
 
-def _cell(column: dict[str, str], row: dict[str, Any], results: pd.DataFrame, reported: pd.DataFrame) -> Cell:
+def interval_metrics(definitions: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Metrics that a table shows with their interval."""
+    columns = [column for definition in definitions.values() for column in definition["columns"]]
+    return sorted({column["metric"] for column in columns if column.get("interval")})
+
+
+def _cell(
+    column: dict[str, Any],
+    row: dict[str, Any],
+    results: pd.DataFrame,
+    reported: pd.DataFrame,
+    intervals: Mapping[tuple[str, str], tuple[float, float]],
+) -> Cell:
     """A row's ``prefix`` stands before the column's metric: an area, or another split; the paper's may do without."""
     metric, is_score = row.get("prefix", "") + column["metric"], "unit" not in column
     measured = results[results["metric"] == metric]
@@ -347,7 +395,9 @@ def _cell(column: dict[str, str], row: dict[str, Any], results: pd.DataFrame, re
     mean = statistics.fmean(values) if len(values) else None
     std = statistics.stdev(values) if len(values) > 1 else None
     runs = tuple(measured["run"].dropna())
-    return Cell(metric, mean, std, len(values), paper, is_score, bool(row.get("quoted", False)), runs)
+    found = intervals.get((row.get("experiment", ""), metric)) if column.get("interval") else None
+    interval = (PERCENT * found[0], PERCENT * found[1]) if found and mean is not None else None
+    return Cell(metric, mean, std, len(values), paper, is_score, bool(row.get("quoted", False)), runs, interval)
 
 
 def commit_notes(results: pd.DataFrame) -> list[str]:
@@ -363,7 +413,11 @@ def commit_notes(results: pd.DataFrame) -> list[str]:
 
 def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     notes = commit_notes(results)
-    seeds = sorted({cell.n for row in rows for cell in row.cells if cell.is_score and cell.n})
+    cells = [cell for row in rows for cell in row.cells]
+    if any(cell.interval for cell in cells):
+        notes.append("In brackets: 95 % interval, of a bootstrap over validation pictures and over trainings.")
+        return notes
+    seeds = sorted({cell.n for cell in cells if cell.is_score and cell.n})
     if seeds and seeds[-1] > 1:
         notes.append(f"Mean ± sample standard deviation over {' or '.join(map(str, seeds))} seeds.")
     elif seeds:
@@ -383,12 +437,12 @@ def _devices(results: pd.DataFrame, columns: Sequence[dict[str, str]]) -> list[s
 def _grid(table: Table, yes: str) -> tuple[list[str], list[list[str]]]:
     head = ["Method", *table.marks]
     for column in table.columns:
-        head += [column, "paper", "Δ"]
+        head += [column, "paper", "Δ"] if table.has_paper else [column]
     body = []
     for row in table.rows:
         line = [row.label, *(yes if mark else "" for mark in row.marks)]
         for cell in row.cells:
-            line += [cell.measured, cell.reported, cell.delta]
+            line += [cell.measured, cell.reported, cell.delta] if table.has_paper else [cell.measured]
         body.append(line)
     return head, body
 
@@ -421,7 +475,7 @@ def pipes(cells: Sequence[str]) -> str:
 def to_latex(table: Table) -> str:
     """A table for a paper; needs booktabs and amssymb."""
     head, body = _grid(table, "\\checkmark")
-    columns = "l" + "c" * len(table.marks) + "rrr" * len(table.columns)
+    columns = "l" + "c" * len(table.marks) + ("rrr" if table.has_paper else "r") * len(table.columns)
     lines = [
         "\\begin{table}",
         "\\centering",
@@ -473,14 +527,20 @@ def _escape(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A table for programs: one line per row and metric, full precision, and the runs that it comes from."""
+    """A table for programs: one line per row and metric, full precision, and the runs that it comes from.
+
+    Where the table shows intervals, with their ends.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "metric", "mean", "std", "n", "paper", "difference", "runs"])
+    shows_intervals = any(cell.interval for row in table.rows for cell in row.cells)
+    ends = ["low", "high"] if shows_intervals else []
+    writer.writerow(["row", "metric", "mean", "std", "n", "paper", "difference", *ends, "runs"])
     for row in table.rows:
         for cell in row.cells:
             numbers = (cell.mean, cell.std, cell.n, cell.paper, cell.difference)
-            plain = ("" if value is None else value for value in numbers)
+            low_high = (cell.interval or (None, None)) if shows_intervals else ()
+            plain = ("" if value is None else value for value in (*numbers, *low_high))
             writer.writerow([row.id, cell.metric, *plain, " ".join(cell.runs)])
     return buffer.getvalue()
 
@@ -496,7 +556,7 @@ def to_html(tables: Sequence[Table], results: pd.DataFrame) -> str:
     for table in tables:
         head, _ = _grid(table, "✓")
         parts.append(f"<h2>{html.escape(table.title)} ({html.escape(table.source)})</h2>")
-        parts.append(grid(map(html.escape, head), map(_html_cells, table.rows)))
+        parts.append(grid(map(html.escape, head), (_html_cells(row, table.has_paper) for row in table.rows)))
         parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
     runs = results[RUN_COLUMNS].dropna(subset=["run"]).drop_duplicates("run")
     parts.append("<h2 id='runs'>Runs</h2><p>A run's name is the value of the tag tsd.key in MLflow.</p>")
@@ -509,14 +569,15 @@ def to_html(tables: Sequence[Table], results: pd.DataFrame) -> str:
     return "\n".join([*parts, grid(("run", "git commit", "data digest", "SHA-256 of the predictions"), lines)])
 
 
-def _html_cells(row: Row) -> Iterator[str]:
+def _html_cells(row: Row, has_paper: bool) -> Iterator[str]:
     yield html.escape(row.label)
     yield from ("✓" if mark else "" for mark in row.marks)
     for cell in row.cells:
         text = html.escape(cell.measured)
         title = html.escape("\n".join(cell.runs), quote=True)
         yield f"<a href='#{html.escape(cell.runs[0], quote=True)}' title='{title}'>{text}</a>" if cell.runs else text
-        yield from map(html.escape, (cell.reported, cell.delta))
+        if has_paper:
+            yield from map(html.escape, (cell.reported, cell.delta))
 
 
 def write_table(table: Table, folder: Path) -> None:

@@ -12,6 +12,7 @@ from tsd.engine.budget import format_budget
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, get_runs, load_suite, plan_path
 from tsd.errors import InputError
+from tsd.evaluation.draws import SUFFIX
 from tsd.report.tables import chosen_tables, experiments_of, load_figures, needs_models
 
 try:
@@ -62,17 +63,41 @@ def wanted_metrics(wildcards):
     return METRICS
 
 
+def wanted_draws(wildcards):
+    """Draws of the runs whose metrics are wanted, but of those whose metrics alone are here."""
+    wanted = set(wanted_metrics(wildcards))
+    return [
+        str(run.draws_file)
+        for run in RUNS
+        if str(run.metrics_file) in wanted
+        and (
+            run.draws_file.exists()
+            or run.predictions.exists()
+            or not run.metrics_file.exists()
+        )
+    ]
+
+
 def evaluated(wildcards):
     """Metrics in the run's folder; nothing if the run is not here but its published metrics are.
 
     In a fresh clone with pulled results a shared job (verifying the data, say) would otherwise count as an update of
     every run's inputs, and all would be trained again.
     """
+    return _unless_only_published(wildcards, "metrics.json", ".json")
+
+
+def drawn(wildcards):
+    """The same for the figures of bootstrap draws."""
+    return _unless_only_published(wildcards, "draws.csv", SUFFIX)
+
+
+def _unless_only_published(wildcards, name, suffix):
     run = run_of(wildcards)
-    name = f"{wildcards.experiment}-seed{wildcards.seed}-{wildcards.digest}-{wildcards.test_digest}.json"
-    if Path(RESULTS, "metrics", name).exists() and not run.exists():
+    published = f"{wildcards.experiment}-seed{wildcards.seed}-{wildcards.digest}-{wildcards.test_digest}{suffix}"
+    if Path(RESULTS, "metrics", published).exists() and not run.exists():
         return []
-    return str(run / "eval" / wildcards.test_digest / "metrics.json")
+    return str(run / "eval" / wildcards.test_digest / name)
 
 
 def run_of(wildcards):

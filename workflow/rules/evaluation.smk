@@ -72,3 +72,41 @@ rule publish_metrics:
     localrule: True
     shell:
         "cp {input} {output}.tmp 2> {log} && mv {output}.tmp {output} 2>> {log}"
+
+
+# What verdicts need of the predictions, as text: with it they can be made anew where the predictions are not.
+if not SUITE.is_openimages:
+    SPLITS = shlex.join(
+        [
+            *("--annotations", str(SUITE.split("val")[0])),
+            *("--trained", str(SUITE.split("train")[0])),
+        ]
+    )
+
+    rule draw_figures:
+        input:
+            predictions=f"{EVAL}/predictions.json",
+        output:
+            f"{EVAL}/draws.csv",
+        log:
+            f"logs/{SUITE.name}/draw/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
+        benchmark:
+            f"benchmarks/.out/{SUITE.name}/draw/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.tsv"
+        resources:
+            mem_mb=resource("mem_mb"),
+            runtime=resource("runtime"),
+        params:
+            splits=SPLITS,
+        shell:
+            "tsd evaluate draws {params.splits} --predictions {input.predictions} --output {output} > {log} 2>&1"
+
+    rule publish_draws:
+        input:
+            drawn,
+        output:
+            f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}{SUFFIX}",
+        log:
+            f"logs/{SUITE.name}/publish_draws/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
+        localrule: True
+        shell:
+            "cp {input} {output}.tmp 2> {log} && mv {output}.tmp {output} 2>> {log}"

@@ -24,6 +24,7 @@ rule inspect_models:
 rule make_tables:
     input:
         metrics=wanted_metrics,
+        draws=[] if SUITE.is_openimages else wanted_draws,
         models=models(),
         definition="params/tables.yaml",
         reported="params/reported.csv",
@@ -65,10 +66,11 @@ for _name in TABLES:
             f"{RESULTS}/tables/{_name}.md",
 
 
-# Verdicts on what the paper says, from the predictions that are here.
+# Verdicts on what the paper says, from the figures of the draws that are here.
 rule judge_claims:
     input:
         metrics=wanted_metrics,
+        draws=wanted_draws,
         claims="params/claims.yaml",
         reported="params/reported.csv",
     output:
