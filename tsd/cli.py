@@ -408,6 +408,14 @@ def _report(args: Args) -> int:
     return 0
 
 
+def _results(args: Args) -> int:
+    from tsd.engine.results import make_results_page
+
+    make_results_page(args.evidence, args.output)
+    print(args.output)
+    return 0
+
+
 def _claims(args: Args) -> int:
     from tsd.engine.judge import make_claims
 
@@ -748,6 +756,14 @@ def _parser() -> argparse.ArgumentParser:
     _suite_option(verb)
     verb.add_argument("--metrics", type=Path, nargs="*", help="default: those that today's params resolve to")
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
+    verb = _add(verbs, "results", _results, "published metrics → the page of results, docs/results.md")
+    verb.add_argument(
+        "--evidence",
+        type=Path,
+        default=Path("benchmarks/evidence"),
+        help="a folder of metrics files for each suite of params/results.yaml (default: %(default)s)",
+    )
+    verb.add_argument("--output", type=Path, required=True, help="the Markdown page")
     verb = _add(verbs, "report", _report, "a suite's claims, tables, figures and runs → one HTML file")
     _suite_option(verb)
     verb.add_argument("--output", type=Path, required=True, help="the HTML file")

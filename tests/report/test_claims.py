@@ -42,13 +42,13 @@ def test_every_claim_names_experiments_and_printed_rows():
         ({"figure": "AP51"}, r"claims\.a\.figure: expected AP, AP50"),
         ({"more": "nobody"}, r"claims\.a\.more: no experiment 'nobody'"),
         ({"more": "two"}, r"claims\.a: more and less are both 'two'"),
-        ({"extra": 1}, r"claims\.a: expected the keys figure, less, more, source, text"),
+        ({"extra": 1}, r"claims\.a: expected the keys figure, less, more, otherwise, source, text"),
         ({"reported": ["table1/tsd"]}, r"claims\.a\.reported: expected \[row of `more`, row of `less`\]"),
         ({"text": None}, r"claims\.a\.text: expected a text"),
     ],
 )
 def test_a_broken_claim_is_named(tmp_path, change, message):
-    good = {"text": "t", "source": "s", "more": "one", "less": "two", "figure": "AP"}
+    good = {"text": "t", "source": "s", "more": "one", "less": "two", "figure": "AP", "otherwise": "o"}
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"claims": {"a": good | change}}))
     with pytest.raises(ParamsError, match=message):
         load_claims(tmp_path, ["one", "two"])

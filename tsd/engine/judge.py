@@ -54,23 +54,27 @@ def make_claims(suite: Suite, output: Path, metrics: Sequence[Path] | None = Non
         InputError: a suite that is not scored by COCO's metric; broken files; metrics of another suite, two of one
             experiment and seed, runs on other data than the rest, or draws of other predictions than the metrics.
     """
-    if suite.is_openimages:
-        raise InputError(
-            f"tsd claims: {suite.name}: the claims are about COCO's AP; this suite has Open Images' metric"
-        )
     if output.suffix == ".csv":
         raise InputError(f"{output}: the page is Markdown, with the CSV beside it; expected a name like claims.md")
-    reported = load_reported(PARAMS)
-    claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
-    files = _of_params(suite) if metrics is None else list(metrics)
-    with_draws = [path for path in files if path.with_suffix(SUFFIX).exists()]
-    runs = _read(suite, with_draws)
-    judgements = [_judge(claim, paper_difference(claim, reported), runs) for claim in claims]
-    notes = _notes(suite, runs, judgements, len(files) - len(with_draws))
+    judgements, notes = judge(suite, _of_params(suite) if metrics is None else list(metrics))
     text = format_claims(judgements, f"Claims of the paper, judged by suite {suite.name}", notes)
     write_text(output, text)
     write_text(output.with_suffix(".csv"), to_csv(judgements))
     return text
+
+
+def judge(suite: Suite, files: Sequence[Path]) -> tuple[list[Judgement], list[str]]:
+    """A verdict on each claim by the draws beside metrics files, and notes on them; errors as :func:`make_claims`."""
+    if suite.is_openimages:
+        raise InputError(
+            f"tsd claims: {suite.name}: the claims are about COCO's AP; this suite has Open Images' metric"
+        )
+    reported = load_reported(PARAMS)
+    claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
+    with_draws = [path for path in files if path.with_suffix(SUFFIX).exists()]
+    runs = _read(suite, with_draws)
+    judgements = [_judge(claim, paper_difference(claim, reported), runs) for claim in claims]
+    return judgements, _notes(suite, runs, judgements, len(files) - len(with_draws))
 
 
 def _of_params(suite: Suite) -> list[Path]:

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from tsd.engine.identity import ABSENT, data_digest
-from tsd.engine.judge import intervals
-from tsd.engine.params import Run, Suite, get_runs
+from tsd.engine.judge import intervals, judge
+from tsd.engine.params import Run, Suite, get_runs, load_suite
 from tsd.errors import InputError
 from tsd.evaluation.draws import SUFFIX
 from tsd.files import read_json, write_json, write_text
-from tsd.report import tables
+from tsd.report import results_page, tables
 from tsd.report.page import Picture, page, report
 
 PARAMS = Path("params")
@@ -60,6 +60,32 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
         models: from ``tsd inspect``, for the columns that need no training.
     """
     files = existing_metrics(suite) if metrics is None else list(metrics)
+    results, made = build_tables(suite, files, models)
+    for table in made:
+        tables.write_table(table, out)
+    write_text(out / "tables.html", page("Tables", tables.to_html(made, results)))
+    (out.parent / "metrics").mkdir(exist_ok=True)  # DVC wants the folder also where nothing was run
+    means = (
+        results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
+    )
+    content: dict[str, dict[str, float]] = {}
+    for (experiment, metric), value in means.items():
+        content.setdefault(experiment, {})[metric] = round(float(value), 6)
+    write_json(out.parent / "metrics.json", content)
+    write_text(out.parent / "training.csv", _training_csv(files))
+    return tables.to_text(made[0])
+
+
+def build_tables(
+    suite: Suite, files: Sequence[Path], models: Path | None = None
+) -> tuple[pd.DataFrame, list[tables.Table]]:
+    """All figures of metrics files, and the suite's tables of them.
+
+    Args:
+        suite: whose tables.
+        files: metrics files.
+        models: from ``tsd inspect``, for the columns that need no training.
+    """
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
     measured = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for"
@@ -81,19 +107,41 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
         )
         for name, definition in definitions.items()
     ]
-    for table in made:
-        tables.write_table(table, out)
-    write_text(out / "tables.html", page("Tables", tables.to_html(made, results)))
-    (out.parent / "metrics").mkdir(exist_ok=True)  # DVC wants the folder also where nothing was run
-    means = (
-        results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
+    return results, made
+
+
+def make_results_page(evidence: Path, output: Path) -> str:
+    """Write the page of results from published metrics; returns its text.
+
+    Args:
+        evidence: folder with a folder of published metrics for each suite of ``params/results.yaml``.
+        output: the Markdown page.
+
+    Raises:
+        InputError: broken files, see :func:`tsd.engine.judge.make_claims`.
+    """
+    sections = [_section(entry, evidence / entry["suite"]) for entry in results_page.load_sections(PARAMS)]
+    text = results_page.results_page(sections, f"tsd results --output {output}")
+    write_text(output, text)
+    return text
+
+
+def _section(entry: dict[str, str], folder: Path) -> results_page.Section:
+    suite = load_suite(entry["suite"])
+    files = sorted(folder.glob("*.json"))
+    _, made = build_tables(suite, files)
+    judgements, notes = judge(suite, files)
+    shown = [table for table in made if results_page.says_something(table)]
+    return results_page.Section(
+        suite.name,
+        entry["title"],
+        entry["text"],
+        (len(files), len(suite.experiments) * len(suite.seeds)),
+        tuple(shown),
+        tuple(judgements),
+        tuple(notes),
+        entry.get("recorded", ""),
     )
-    content: dict[str, dict[str, float]] = {}
-    for (experiment, metric), value in means.items():
-        content.setdefault(experiment, {})[metric] = round(float(value), 6)
-    write_json(out.parent / "metrics.json", content)
-    write_text(out.parent / "training.csv", _training_csv(files))
-    return tables.to_text(made[0])
 
 
 def _training_csv(files: Sequence[Path]) -> str:

@@ -11,7 +11,7 @@ from tsd.errors import ParamsError
 from tsd.evaluation.draws import split_figure
 from tsd.report.tables import NO_OBJECTS, pipes, read_section
 
-KEYS = {"text", "source", "more", "less", "figure"}
+KEYS = {"text", "source", "more", "less", "figure", "otherwise"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Claim:
         figure: as :func:`tsd.evaluation.draws.figure_of` takes it. Of AP50 lost to a kind of error, ``more`` is the
             experiment that is said to lose more.
         reported: rows of ``reported.csv``, as table/row, of both experiments; empty: the paper prints no figure.
+        otherwise: what it means where our runs contradict the claim or do not resolve it.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Claim:
     less: str
     figure: str
     reported: tuple[str, ...] = ()
+    otherwise: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Judgement:
     low: float | None = None
     high: float | None = None
     seeds: tuple[int, ...] = ()
+
+    @property
+    def resolves(self) -> float | None:
+        """Half the interval's width: a difference that is smaller is not resolved."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
     def verdict(self) -> str:
@@ -118,8 +125,13 @@ def paper_difference(claim: Claim, reported: pd.DataFrame) -> float | None:
 
 def format_claims(judgements: Sequence[Judgement], title: str, notes: Sequence[str]) -> str:
     """The page, in Markdown; figures in percent points."""
+    return "\n".join([f"# {title}", "", *claims_table(judgements), "", *(f"{note}  " for note in notes), ""])
+
+
+def claims_table(judgements: Sequence[Judgement]) -> list[str]:
+    """Lines of the table of verdicts, in Markdown."""
     head = ["claim", "source", "figure", "paper's Δ", "our Δ, 95 % interval", "seeds", "verdict"]
-    lines = [f"# {title}", "", pipes(head), pipes(["---"] * len(head))]
+    lines = [pipes(head), pipes(["---"] * len(head))]
     for judged in judgements:
         claim = judged.claim
         ours = "not run"
@@ -131,7 +143,7 @@ def format_claims(judgements: Sequence[Judgement], title: str, notes: Sequence[s
         sides = f"{claim.text} (`{claim.more}` − `{claim.less}`)"
         cells = [sides, claim.source, claim.figure, paper, ours, str(len(judged.seeds) or ""), judged.verdict]
         lines.append(pipes(cells))
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
+    return lines
 
 
 def to_csv(judgements: Sequence[Judgement]) -> str:
