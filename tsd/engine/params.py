@@ -95,6 +95,11 @@ class Suite:
         """Processes of one training: one per GPU unless the suite says otherwise."""
         return self.resources.get("processes", max(1, self.resources["gpu"]))
 
+    def share_of_gpu(self, name: str) -> int:
+        """Threads or memory that one GPU of a training has of its node, rounded up; all of it where there is no GPU."""
+        gpus = self.resources["gpu"] // self.resources["nodes"]
+        return math.ceil(self.resources[name] / max(1, gpus))
+
     @property
     def is_openimages(self) -> bool:
         """Whether the data is in the files of the Open Images Challenge, and its metric is the challenge's."""

@@ -132,3 +132,8 @@ def models():
 def resource(name):
     """What the suite asks for one training."""
     return SUITE.resources[name]
+
+
+def growing(mem_mb):
+    """Memory of a job, more with each attempt: a cluster ends a job that takes more than it asked for."""
+    return lambda wildcards, attempt: mem_mb * attempt

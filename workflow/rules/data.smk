@@ -22,7 +22,8 @@ if GENERATED:
             f"logs/{SUITE.name}/generate_data.log",
         benchmark:
             f"benchmarks/.out/{SUITE.name}/generate_data.tsv"
-        localrule: True
+        resources:
+            mem_mb=growing(8000),
         threads: 2
         params:
             suite=SUITE.name,
@@ -38,7 +39,8 @@ rule verify_data:
         VERIFIED,
     log:
         f"logs/{SUITE.name}/verify_data-{DATA_DIGEST}.log",
-    localrule: True
+    resources:
+        mem_mb=growing(8000),
     params:
         suite=SUITE.name,
     shell:

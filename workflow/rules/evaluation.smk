@@ -1,5 +1,7 @@
 # Checkpoint → predictions → metrics.json, the source of truth for every table.
 EVAL = f"{RUN}/eval/{{test_digest}}"
+PREDICTING = 360  # minutes for one GPU, at most: Open Images' pictures, or all sizes and mirrored
+EVALUATING = 8000  # MB
 # Paths come from params: quoted, so that they stay paths in a shell.
 if SUITE.is_openimages:
     PROTOCOL = shlex.join(
@@ -30,11 +32,11 @@ rule predict_detections:
         f"logs/{SUITE.name}/predict/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
     benchmark:
         f"benchmarks/.out/{SUITE.name}/predict/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.tsv"
-    threads: resource("threads")
+    threads: SUITE.share_of_gpu("threads")
     resources:
         gpu=min(1, resource("gpu")),
-        mem_mb=resource("mem_mb"),
-        runtime=resource("runtime"),
+        mem_mb=growing(SUITE.share_of_gpu("mem_mb")),
+        runtime=min(PREDICTING, resource("runtime")),
     params:
         suite=SUITE.name,
     shell:
@@ -51,7 +53,8 @@ rule evaluate_detections:
         f"logs/{SUITE.name}/evaluate/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
     benchmark:
         f"benchmarks/.out/{SUITE.name}/evaluate/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.tsv"
-    localrule: True
+    resources:
+        mem_mb=growing(EVALUATING),
     params:
         protocol=PROTOCOL,
         run=RUN,
@@ -93,8 +96,7 @@ if not SUITE.is_openimages:
         benchmark:
             f"benchmarks/.out/{SUITE.name}/draw/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.tsv"
         resources:
-            mem_mb=resource("mem_mb"),
-            runtime=resource("runtime"),
+            mem_mb=growing(EVALUATING),
         params:
             splits=SPLITS,
         shell:

@@ -13,7 +13,8 @@ rule make_figures:
         f"{RESULTS}/figures/figures.json",
     log:
         f"logs/{SUITE.name}/make_figures.log",
-    localrule: True
+    resources:
+        mem_mb=growing(8000),
     params:
         suite=SUITE.name,
         folder=f"{RESULTS}/figures",

@@ -13,7 +13,8 @@ rule inspect_models:
         f"{RESULTS}/models.json",
     log:
         f"logs/{SUITE.name}/inspect_models.log",
-    localrule: True
+    resources:
+        mem_mb=growing(8000),
     params:
         suite=SUITE.name,
         models=SUITE.models_digest,
