@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tsd.data import coco
 from tsd.data.coco import load_coco
 from tsd.errors import InputError
 
@@ -192,3 +193,16 @@ def test_real_coco_passes_with_every_picture_decoded(real_data, split):
     content = load_coco(real_data / f"annotations/instances_{split}.json", real_data / split, check_pictures=True)
     assert len(content["images"]) == 80
     assert len(content["annotations"]) == {"train2017": 705, "val2017": 815}[split]
+
+
+def test_categories_are_read_once_and_nothing_else_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "instances.json"
+    truth = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}]}
+    path.write_text(json.dumps(truth))
+    assert coco.read_categories(path) == ((7, "b"), (3, "a"))
+    monkeypatch.setattr(coco, "read_json", lambda _: pytest.fail("read again"))
+    assert coco.read_categories(path) == ((7, "b"), (3, "a"))
+    monkeypatch.undo()
+    path.write_text(json.dumps(truth | {"categories": truth["categories"][:1]}))
+    os.utime(path, ns=(1, 1))
+    assert coco.read_categories(path) == ((7, "b"),)

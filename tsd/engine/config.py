@@ -6,7 +6,7 @@ The dumped file needs nothing of ``params/``: ``custom_imports`` brings the pack
 from pathlib import Path
 from typing import Any
 
-from tsd.data.coco import load_coco
+from tsd.data.coco import read_categories
 from tsd.engine.model import build_model, build_test_cfg, has_masks
 from tsd.engine.params import Run, Settings
 from tsd.errors import InputError
@@ -78,12 +78,10 @@ def read_classes(run: Run) -> list[str]:
 
         # Display names are not unique: a class is its MID.
         return list(read_challenge_classes(run.suite.challenge.classes)[0])
-    found = {}
-    for split in ("train", "val"):
-        annotations, images = run.suite.split(split)
-        masks = has_masks(run.settings)
-        content = load_coco(annotations, images, on_degenerate=run.suite.on_degenerate, masks=masks)
-        found[split] = [(category["id"], category["name"]) for category in content["categories"]]
+    masks = has_masks(run.settings)
+    found = {
+        split: read_categories(run.suite.split(split)[0], run.suite.on_degenerate, masks) for split in ("train", "val")
+    }
     if found["train"] != found["val"]:
         odd = sorted(set(found["train"]) ^ set(found["val"]))
         raise InputError(

@@ -86,9 +86,9 @@ class Suite:
             return SceneSpec.from_dict(self.data["generate"]).classes
         if "classes" in self.data:
             return int(self.data["classes"])
-        from tsd.data.coco import load_coco
+        from tsd.data.coco import read_categories
 
-        return len(load_coco(self.split("train")[0], None)["categories"])
+        return len(read_categories(self.split("train")[0]))
 
     @property
     def processes(self) -> int:
@@ -427,6 +427,11 @@ def get_run(suite: Suite, experiment: str, seed: int, data_digest: str) -> Run:
 def get_runs(suite: Suite, data_digest: str) -> list[Run]:
     """Every run of the suite, experiments first, then seeds."""
     return [Run(suite, name, seed, data_digest) for name in suite.experiments for seed in suite.seeds]
+
+
+def verified_path(suite: Suite, data_digest: str) -> Path:
+    """What says that the suite's data has been verified."""
+    return Path("results", suite.name, "data", f"{data_digest}.json")
 
 
 def plan_path(suite: Suite, seed: int) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tsd.data.coco import load_coco
+from tsd.data.coco import load_coco, read_categories
 from tsd.data.openimages import SPLITS
 from tsd.data.store import Store
 from tsd.errors import InputError
@@ -91,7 +91,7 @@ def class_titles(data: dict[str, Any]) -> dict[int, str]:
     """Category id of ``proposals.npz`` → name."""
     if data["format"] == "openimages":
         return dict(enumerate(_store(data).hierarchy.names))
-    return {category["id"]: category["name"] for category in load_coco(_coco_split(data)[0], None)["categories"]}
+    return dict(read_categories(_coco_split(data)[0]))
 
 
 def _coco_split(data: dict[str, Any]) -> tuple[Path, Path]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from tsd.data.coco import load_coco
 from tsd.data.manifest import verify_annotations
 from tsd.engine import distributed, stopping, tracking
 from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
-from tsd.engine.params import Run, cautions
+from tsd.engine.params import Run, cautions, verified_path
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
 
@@ -65,11 +66,19 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
 
 
 def _check_data(run: Run) -> None:
-    """A file that changed since it was verified must not be trained on; other data is part of the run's digest."""
-    manifest = manifest_path(run.suite)
-    if run.suite.data["format"] != "generated" or manifest is None or not manifest.exists():
+    """A file that changed since it was verified must not be trained on; other data is part of the run's digest.
+
+    Pictures are looked for unless the suite's data has been verified: one process does, for on a cluster's file system
+    it takes minutes.
+    """
+    suite = run.suite
+    if suite.is_openimages:
         return
-    if problems := verify_annotations(manifest):
+    if not verified_path(suite, run.data_digest).exists():
+        for split in ("train", "val"):
+            load_coco(*suite.split(split), on_degenerate=suite.on_degenerate)
+    manifest = manifest_path(suite)
+    if manifest is not None and manifest.exists() and (problems := verify_annotations(manifest)):
         raise InputError("\n".join(problems))
 
 

@@ -10,7 +10,13 @@ from snakemake.exceptions import WorkflowError
 
 from tsd.engine.budget import format_budget
 from tsd.engine.identity import data_digest
-from tsd.engine.params import get_run, get_runs, load_suite, plan_path
+from tsd.engine.params import (
+    get_run,
+    get_runs,
+    load_suite,
+    plan_path,
+    verified_path,
+)
 from tsd.errors import InputError
 from tsd.evaluation.draws import SUFFIX
 from tsd.report.tables import chosen_tables, experiments_of, load_figures, needs_models

@@ -1,5 +1,5 @@
 # Raw data: made here, or fetched by `dvc pull`; verified once per content before anything is trained on it.
-VERIFIED = f"{RESULTS}/data/{DATA_DIGEST}.json"
+VERIFIED = str(verified_path(SUITE, DATA_DIGEST))
 
 GENERATED = SUITE.data["format"] == "generated"
 FOLDER = SUITE.data.get("folder")
@@ -22,9 +22,9 @@ if GENERATED:
             f"logs/{SUITE.name}/generate_data.log",
         benchmark:
             f"benchmarks/.out/{SUITE.name}/generate_data.tsv"
+        threads: 2
         resources:
             mem_mb=growing(8000),
-        threads: 2
         params:
             suite=SUITE.name,
             spec=SUITE.data["generate"],

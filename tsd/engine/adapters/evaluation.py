@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 from pycocotools.mask import encode
 from torch import Tensor
 
-from tsd.data.coco import load_coco
+from tsd.data.coco import read_categories
 from tsd.evaluation.coco import evaluate_coco
 
 Detection = dict[str, Any]
@@ -57,7 +57,7 @@ class CocoFigures(BaseMetric):
         super().__init__(**kwargs)
         self.inclusive = inclusive
         self.annotations = Path(annotations)
-        self.category_ids = [category["id"] for category in load_coco(self.annotations, None)["categories"]]
+        self.category_ids = [number for number, _ in read_categories(self.annotations)]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
