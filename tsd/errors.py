@@ -15,3 +15,7 @@ class CheckpointError(InputError):
 
 class WorkError(RuntimeError):
     """Work that failed although the input is right (a server, a disk). The command line prints it and exits with 1."""
+
+
+class DivergedError(RuntimeError):
+    """A loss or a weight became NaN or infinite; no checkpoint is written after it."""

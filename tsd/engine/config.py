@@ -42,7 +42,12 @@ def build_config(run: Run, work_dir: Path) -> Config:
             "dist_cfg": {"backend": "nccl" if on_gpu else "gloo"},
         },
         "randomness": {"seed": run.seed, "deterministic": not on_gpu},
-        "default_hooks": {"logger": None, "checkpoint": None, "timer": {"type": "IterTimerHook"}},
+        "default_hooks": {
+            "logger": None,
+            "checkpoint": None,
+            "timer": None,
+            "runtime_info": {"type": "QuietRuntimeInfoHook"},
+        },
         "custom_hooks": [{"type": "StatelessRandomHook", "seed": run.seed}],
         "model": build_model(settings, len(classes), suite.recipe, run.seed),
         **({} if pretrained is None else {"pretrained_backbone": pretrained}),
@@ -127,6 +132,10 @@ def _data(run: Run, classes: list[str]) -> Config:
             "tta_cfg": {"nms": rcnn["nms"], "max_per_img": rcnn["max_per_img"]},
         }
     evaluator = _evaluator(run)
+    if suite.processes > 1:
+        evaluator["collect_device"] = (
+            "gpu"  # by messages, in mmengine's words; its other way is a folder on a shared disk
+        )
     if legacy:
         evaluator["inclusive"] = True
     return {

@@ -368,6 +368,7 @@ def _assigner(settings: Settings, positive: float, negative: float, lowest: floa
         "neg_iou_thr": negative,
         "min_pos_iou": lowest,
         "match_low_quality": low_quality,
+        "iou_calculator": {"type": "ChunkedOverlaps"},
         "ignore_iof_thr": 0.5 if ignores else -1,  # what lies in a group box, by the metric's threshold
     }
 

@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from tsd.engine import checkpoint, weights
 from tsd.engine.params import KEPT_CHECKPOINTS
+from tsd.errors import DivergedError
 
 
 @RUNNERS.register_module()
@@ -99,9 +100,18 @@ class StrictRunner(Runner):
             epoch: epochs done.
             step: optimiser steps done.
             keep: checkpoints kept.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite: every attempt would go on from it.
         """
         path = checkpoint.step_path(folder, step)
         content = self.weights(epoch, step)
+        for name, value in content["state_dict"].items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise DivergedError(
+                    f"{name} is not finite after step {step} (epoch {epoch + 1}): nothing is saved; lower schedule.lr "
+                    "or lengthen the warm-up; the last checkpoint is from before that step"
+                )
         content["optimizer"] = self.optim_wrapper.state_dict()
         content["param_schedulers"] = [scheduler.state_dict() for scheduler in self.param_schedulers]
         checkpoint.save(path, content)

@@ -14,6 +14,7 @@ from tsd.models.norm_sync import (
     RankMeanRPNHead,
     RankMeanShared2FCBBoxHead,
 )
+from tsd.models.overlaps import ChunkedOverlaps
 from tsd.models.senet import SENet
 from tsd.models.tsd_bbox_head import TSDBBoxHead
 from tsd.models.tsd_roi_head import TSDCascadeRoIHead, TSDRoIHead
@@ -24,6 +25,7 @@ __all__ = [
     "BranchedFPN",
     "BranchedResNet",
     "BranchedRoIHead",
+    "ChunkedOverlaps",
     "InclusiveOverlaps",
     "InclusiveRoIExtractor",
     "RankMeanBranchRPNHead",

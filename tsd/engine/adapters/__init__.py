@@ -10,6 +10,7 @@ from tsd.engine.adapters.loading import (
     StrictLoadImage,
 )
 from tsd.engine.adapters.openimages import OpenImagesFigures, StoredOpenImages
+from tsd.engine.adapters.quiet import QuietRuntimeInfoHook
 from tsd.engine.adapters.random import StatelessRandomHook
 from tsd.engine.adapters.sampling import PositionSampler
 
@@ -20,6 +21,7 @@ __all__ = [
     "InclusiveBoxes",
     "OpenImagesFigures",
     "PositionSampler",
+    "QuietRuntimeInfoHook",
     "ResumableBatchSampler",
     "SeededDataset",
     "StatelessRandomHook",

@@ -14,14 +14,11 @@ from mmengine.hooks import Hook
 from tqdm import tqdm
 
 from tsd.engine.stopping import StopRequest
+from tsd.errors import DivergedError
 from tsd.files import read_whole_lines, write_lines
 
 SHOWN = ("AP", "AP50", "AP50_val", "AP50_val_boxed")
 """Figures of an evaluation that the progress tells."""
-
-
-class DivergedError(RuntimeError):
-    """A loss became NaN or infinite; no checkpoint is written after it."""
 
 
 class Stopped(SystemExit):
