@@ -203,3 +203,17 @@ def test_every_backbone_is_tried():
     assert {"baseline", "d_s8", "d_s16", "d_s32", "baseline_r101_dcn", "baseline_mobilenet_v2"} <= tried
     assert any("senet154" in name for name in EXPERIMENTS)
     assert sum("x101" in name for name in EXPERIMENTS) == 3
+
+
+def test_matrix_products_are_as_exact_as_the_settings_say(suite, monkeypatch):
+    """The setting is the process's own: each training says what it wants."""
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr("tsd.engine.train._train", lambda *_: None)
+    own = small_run(suite, "baseline")
+    train(own)
+    fast = copy.deepcopy(own.settings) | {"schedule": own.settings["schedule"] | {"float32_matmul": "high"}}
+    other = get_run(replace(own.suite, settings={"baseline": fast}), "baseline", 0, own.data_digest)
+    assert other.digest != own.digest
+    train(other)
+    assert asked == ["highest", "high"]

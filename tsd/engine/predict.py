@@ -128,6 +128,7 @@ def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
     wants_gpu = run.suite.resources["gpu"] > 0
     if not wants_gpu:
         torch.set_num_threads(run.suite.resources["threads"])
+    torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
     checkpoint.load_model(model, checkpoint_path)

@@ -43,6 +43,7 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
     folder.mkdir(parents=True, exist_ok=True)
     if run.suite.resources["gpu"] == 0:
         torch.set_num_threads(run.suite.resources["threads"])
+    torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
     if distributed.rank():
         return _train_along(run, folder)
     _check_data(run)
