@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.ops.test_deform_roi_pool import STRIDES, pyramid, random_rois
-from tsd.ops import deform_roi_pool
+from tsd.ops import backends, deform_roi_pool, triton_backend
 from tsd.ops.backends import choose_backend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,8 +122,44 @@ def test_auto_is_the_reference_on_a_cpu():
     assert choose_backend("auto", torch.device("cpu")) == "torch"
 
 
-def test_auto_is_triton_on_a_gpu():
+@pytest.fixture
+def untried(monkeypatch):
+    backends._compiles.cache_clear()
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    yield
+    backends._compiles.cache_clear()
+
+
+def test_auto_is_triton_on_a_gpu_where_it_compiles(untried, monkeypatch):
+    tried = []
+    monkeypatch.setattr(backends, "_try_triton", tried.append)
     assert choose_backend("auto", torch.device("cuda")) == "triton"
+    assert choose_backend("auto", torch.device("cuda")) == "triton"
+    assert tried == [torch.device("cuda")]  # once
+    assert not os.environ["TRITON_CACHE_DIR"].startswith(os.path.expanduser("~"))
+
+
+def test_auto_is_the_reference_where_triton_does_not_compile_and_says_so_once(untried, monkeypatch):
+    def no_compiler(device):
+        raise RuntimeError("Failed to find C compiler\nmore")
+
+    monkeypatch.setattr(backends, "_try_triton", no_compiler)
+    with pytest.warns(UserWarning, match="on cuda .RuntimeError: Failed to find C compiler.; .* slower"):
+        assert choose_backend("auto", torch.device("cuda")) == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_backend("auto", torch.device("cuda")) == "torch"
+    assert choose_backend("triton", torch.device("cuda")) == "triton"  # who asks for it gets it, or its error
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_trial_itself_runs_the_kernels(mode, monkeypatch):
+    seen = []
+    own = triton_backend.pool
+    monkeypatch.setattr(triton_backend, "pool", lambda *args: seen.append(args) or own(*args))
+    with mode():
+        backends._try_triton(DEVICE)
+    assert len(seen) == 1
 
 
 def test_a_backend_that_cannot_run_here_says_why(monkeypatch):
