@@ -1,6 +1,7 @@
 """Writing files so that a reader finds the old content or the new, and never a part of it."""
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock ``path``; the system frees it when the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it; the message is ``refusal``.
+    """
+    from tsd.errors import InputError
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(refusal) from None
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

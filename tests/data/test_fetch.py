@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-import zipfile
 from typing import ClassVar
 
 import numpy as np
@@ -230,24 +229,6 @@ def test_files_are_checked_by_digest_and_never_replaced(tmp_path):
         with pytest.raises(InputError, match=r"a.csv: its content is not that of source s"):
             fetch.fetch_files(source, tmp_path / "out")
         assert (tmp_path / "out/a.csv").read_text() == "some,rowz\n"
-
-
-def test_a_zip_stays_in_its_folder(tmp_path):
-    archive = tmp_path / "a.zip"
-    with zipfile.ZipFile(archive, "w") as content:
-        content.writestr("train2017/1.jpg", b"one")
-        content.writestr("train2017/2.jpg", b"two")
-    assert fetch.unzip(archive, tmp_path / "out", lambda name: True) == 2
-    (tmp_path / "out/train2017/1.jpg").unlink()
-    assert fetch.unzip(archive, tmp_path / "out", lambda name: True) == 2
-    assert (tmp_path / "out/train2017/1.jpg").read_bytes() == b"one"
-    with zipfile.ZipFile(archive, "a") as content:
-        content.writestr("../escape.jpg", b"no")
-    with pytest.raises(WorkError, match=r"../escape.jpg: leads out of the folder"):
-        fetch.unzip(archive, tmp_path / "out", lambda name: True)
-    archive.write_bytes(archive.read_bytes()[:40])
-    with pytest.raises(WorkError, match="broken"):
-        fetch.unzip(archive, tmp_path / "out", lambda name: True)
 
 
 def test_a_record_that_was_changed_is_found(bucket, tmp_path):

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from tsd.data.manifest import digest
 from tsd.data.pictures import Key, PictureStore
+from tsd.data.progress import interval
 from tsd.data.sources import Source
 from tsd.data.transfer import Policy, TransferError, download, get
 from tsd.errors import InputError, WorkError
@@ -54,7 +54,7 @@ def fetch_files(
         if file not in missing:
             _check(path, file.bytes, file.sha256, source)
             continue
-        with tqdm(total=file.bytes, desc=file.path, unit="B", unit_scale=True, mininterval=_interval()) as bar:
+        with tqdm(total=file.bytes, desc=file.path, unit="B", unit_scale=True, mininterval=interval()) as bar:
             url = source.files_url + file.path
             try:
                 download(url, path, size=file.bytes, sha256=file.sha256, policy=policy, progress=bar.update)
@@ -86,10 +86,6 @@ def _announce(what: str, size: float, folder: Path) -> None:
     )
     if size > free:
         raise InputError(f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-
-
-def _interval() -> float:
-    return 0.5 if sys.stderr.isatty() else 20.0
 
 
 def fetch_pictures(
@@ -145,7 +141,7 @@ def _fetch_all(fetch: Callable[[Key], int], keys: list[Key], threads: int, failu
     received = 0
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(keys), desc="pictures", unit="picture", mininterval=_interval()) as bar,
+        tqdm(total=len(keys), desc="pictures", unit="picture", mininterval=interval()) as bar,
     ):
         running: dict[Future[int], Key] = {}
         try:
@@ -223,7 +219,7 @@ def fetch_shards(
                 break
             archive = folder / "tar" / f"{name}.tar.gz"
             if not archive.exists():
-                with tqdm(desc=archive.name, unit="B", unit_scale=True, mininterval=_interval()) as bar:
+                with tqdm(desc=archive.name, unit="B", unit_scale=True, mininterval=interval()) as bar:
                     url = f"{source.pictures_url}tar/{archive.name}"
                     try:
                         download(url, archive, policy=policy, progress=bar.update)
@@ -245,7 +241,7 @@ def _unpack_shard(archive: Path, split: str, wanted: set[Key], store: PictureSto
     failures = {}
     try:
         with tarfile.open(archive, "r|gz") as tar:
-            for member in tqdm(tar, desc=archive.name, unit="picture", mininterval=_interval()):
+            for member in tqdm(tar, desc=archive.name, unit="picture", mininterval=interval()):
                 if member.isdir():
                     continue
                 match = MEMBER.match(member.name)
@@ -265,34 +261,3 @@ def _unpack_shard(archive: Path, split: str, wanted: set[Key], store: PictureSto
             f"{archive}: broken: {error}; remove it to fetch it again; what was whole in it is kept"
         ) from None
     return failures
-
-
-def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
-    """Extract the wanted members of a zip below ``folder``, those that are not there yet; returns their number.
-
-    Raises:
-        WorkError: broken archive, or a member that leads out of the folder or is a link.
-    """
-    try:
-        with zipfile.ZipFile(archive) as content:
-            infos = [info for info in content.infolist() if not info.is_dir() and member(info.filename)]
-            for info in infos:
-                parts = Path(info.filename).parts
-                if (
-                    Path(info.filename).is_absolute()
-                    or ".." in parts
-                    or (info.external_attr >> 16) & 0o170000 == 0o120000
-                ):
-                    raise WorkError(f"{archive}: {info.filename}: leads out of the folder: refused")
-            for info in tqdm(infos, desc=archive.name, unit="file", mininterval=_interval()):
-                path = folder / info.filename
-                if path.is_file() and path.stat().st_size == info.file_size:
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.part")
-                with content.open(info) as source, temporary.open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                temporary.replace(path)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise WorkError(f"{archive}: broken: {error}; remove it to fetch it again") from None
-    return len(infos)

@@ -14,6 +14,7 @@ from tsd.data.plan import Options, plan, write_plans
 from tsd.data.serve import served
 from tsd.data.sources import Source, SourceFile, load_source
 from tsd.data.store import Store, build_store
+from tsd.data.unpack import unzip
 from tsd.engine.identity import suite_source
 from tsd.engine.params import Suite, plan_path
 from tsd.errors import InputError
@@ -214,7 +215,7 @@ def fetch_coco(suite: Suite, parts: Iterable[str] = ("annotations", "val2017", "
     for part in parts:
         path = COCO_ARCHIVES[part]
         fetch.fetch_files(source, folder / "archives", only=lambda name, path=path: name == path)  # type: ignore[misc]
-        counts[part] = fetch.unzip(folder / "archives" / path, folder, lambda name: not name.startswith("__"))
+        counts[part] = unzip(folder / "archives" / path, folder, lambda name: not name.startswith("__"))
         expected = source.pictures.get(part.removesuffix("2017"))
         if expected is not None and counts[part] != expected:
             raise InputError(f"{folder / 'archives' / path}: {counts[part]} pictures, expected {expected}")

@@ -1,12 +1,10 @@
 """Train one run: resumable at any moment, recorded in files first, mirrored to MLflow when it can be."""
 
 import datetime
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
 from tsd.errors import InputError
-from tsd.files import read_json, write_json, write_text
+from tsd.files import exclusive, read_json, write_json, write_text
 
 MIRROR_SECONDS = 60.0
 """MLflow is brought up to date at checkpoints, but not more often than this."""
@@ -193,12 +191,6 @@ def is_training(folder: Path) -> bool:
         return True
 
 
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the run's lock; the system frees it when the process ends, however it ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is training this run") from None
-        yield
+def _exclusive(folder: Path) -> AbstractContextManager[None]:
+    """Hold the run's lock."""
+    return exclusive(folder / ".lock", f"{folder}: another process is training this run")

@@ -1,0 +1,87 @@
+"""Archives that hold more than they should, and broken ones."""
+
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from tsd.data.unpack import untar, unzip
+from tsd.errors import WorkError
+
+
+def everything(name):
+    return True
+
+
+def tar(path, members, mode="w"):
+    """Write a tar: name → content, or a type and what it points to."""
+    with tarfile.open(path, mode) as content:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, bytes):
+                info.size = len(data)
+                content.addfile(info, io.BytesIO(data))
+            else:
+                info.type, info.linkname = data
+                content.addfile(info)
+    return path
+
+
+def test_a_zip_stays_in_its_folder(tmp_path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("train2017/1.jpg", b"one")
+        content.writestr("train2017/2.jpg", b"two")
+    assert unzip(archive, tmp_path / "out", everything) == 2
+    (tmp_path / "out/train2017/1.jpg").unlink()
+    assert unzip(archive, tmp_path / "out", everything) == 2
+    assert (tmp_path / "out/train2017/1.jpg").read_bytes() == b"one"
+    with zipfile.ZipFile(archive, "a") as content:
+        content.writestr("../escape.jpg", b"no")
+    with pytest.raises(WorkError, match=r"../escape.jpg: leads out of the folder"):
+        unzip(archive, tmp_path / "out", everything)
+    archive.write_bytes(archive.read_bytes()[:40])
+    with pytest.raises(WorkError, match="broken"):
+        unzip(archive, tmp_path / "out", everything)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_the_wanted_files_of_a_tar_are_unpacked(tmp_path, mode):
+    members = {"kit": (tarfile.DIRTYPE, ""), "kit/a.txt": b"one", "./kit/deep/b.txt": b"two", "other/c.txt": b"three"}
+    archive = tar(tmp_path / "a.tar", members, mode)
+    assert untar(archive, tmp_path / "out", lambda name: "kit/" in name) == 2
+    found = {str(path.relative_to(tmp_path / "out")): path for path in (tmp_path / "out").rglob("*.txt")}
+    assert {name: path.read_bytes() for name, path in found.items()} == {"kit/a.txt": b"one", "kit/deep/b.txt": b"two"}
+
+
+@pytest.mark.parametrize("name", ["../escape.txt", "kit/../../escape.txt", "/escape.txt"])
+def test_a_tar_with_a_member_that_leads_out_is_refused_whole(tmp_path, name):
+    archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one", name: b"no"})
+    with pytest.raises(WorkError, match=r"escape.txt: leads out of the folder: refused"):
+        untar(archive, tmp_path / "out", lambda name: name.startswith("kit/a"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_wanted_member_that_is_no_file_is_refused(tmp_path, kind):
+    archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one", "kit/b.txt": (kind, "kit/a.txt"), "c": (kind, "kit/a.txt")})
+    with pytest.raises(WorkError, match=r"a.tar: kit/b.txt: a link or a device; expected a file: refused"):
+        untar(archive, tmp_path / "out", everything)
+    assert not (tmp_path / "out").exists()
+    assert untar(archive, tmp_path / "out", lambda name: name.endswith("a.txt")) == 1
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("w", 0.6), ("w:gz", 0.6), ("w", 0.0), ("w", 0.005)])
+def test_a_broken_tar_is_named(tmp_path, mode, kept):
+    archive = tar(tmp_path / "a.tar", {f"kit/{number}.txt": bytes(range(256)) * 80 for number in range(5)}, mode)
+    archive.write_bytes(archive.read_bytes()[: int(kept * archive.stat().st_size)])
+    with pytest.raises(WorkError, match=r"a.tar: broken: .*; remove it to fetch it again"):
+        untar(archive, tmp_path / "out", everything)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one"})
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(WorkError, match=r"a.tar: can't be unpacked to .*out: "):
+        untar(archive, tmp_path / "out", everything)

@@ -1,0 +1,75 @@
+"""Archives unpacked: only what is wanted of them, and never out of the folder."""
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tsd.data.progress import interval
+from tsd.errors import WorkError
+
+
+def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
+    """Extract the wanted members of a zip below ``folder``, those that are not there yet; returns their number.
+
+    Raises:
+        WorkError: broken archive, or a member that leads out of the folder or is a link.
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            infos = [info for info in content.infolist() if not info.is_dir() and member(info.filename)]
+            for info in infos:
+                if _leads_out(info.filename) or (info.external_attr >> 16) & 0o170000 == 0o120000:
+                    raise WorkError(f"{archive}: {info.filename}: leads out of the folder: refused")
+            for info in tqdm(infos, desc=archive.name, unit="file", mininterval=interval()):
+                path = folder / info.filename
+                if path.is_file() and path.stat().st_size == info.file_size:
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.part")
+                with content.open(info) as source, temporary.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                temporary.replace(path)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise WorkError(f"{archive}: broken: {error}; remove it to fetch it again") from None
+    return len(infos)
+
+
+def untar(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
+    """Extract the wanted files of a tar, compressed or not, below ``folder``; returns their number.
+
+    Every name is looked at before the first file is written.
+
+    Raises:
+        WorkError: broken archive, a member that leads out of the folder, a wanted one that is a link or a device, or
+            the disk is full.
+    """
+    try:
+        with tarfile.open(archive) as content:
+            infos = [info for info in content.getmembers() if not info.isdir()]
+            if out := next((info.name for info in infos if _leads_out(info.name)), None):
+                raise WorkError(f"{archive}: {out}: leads out of the folder: refused")
+            infos = [info for info in infos if member(info.name)]
+            for info in infos:
+                if not info.isfile():
+                    raise WorkError(f"{archive}: {info.name}: a link or a device; expected a file: refused")
+            for info in tqdm(infos, desc=archive.name, unit="file", mininterval=interval()):
+                path = folder / info.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                source = content.extractfile(info)
+                assert source is not None
+                with source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+    except (tarfile.TarError, EOFError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")  # a line for each way of opening it follows
+        raise WorkError(f"{archive}: broken: {reason}; remove it to fetch it again") from None
+    except OSError as error:
+        raise WorkError(f"{archive}: can't be unpacked to {folder}: {error}") from None
+    return len(infos)
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
