@@ -253,6 +253,8 @@ def _evaluate_coco(args: Args) -> int:
     from tsd.evaluation.coco import evaluate_boxes_and_masks, evaluate_coco, format_summary
     from tsd.files import write_json
 
+    if args.voc and args.iou_type != "bbox":
+        raise InputError("tsd evaluate coco: --voc: VOC's figures are of boxes; leave out --iou-type segm")
     if args.run_folder:
         from tsd.engine.model import has_masks
         from tsd.engine.record import read_described, run_facts
@@ -262,8 +264,14 @@ def _evaluate_coco(args: Args) -> int:
         figures = evaluate(args.annotations, args.predictions) | {"run": run_facts(args.run_folder, args.predictions)}
     else:
         figures = evaluate_coco(args.annotations, args.predictions, iou_type=args.iou_type)
+    if args.voc:
+        from tsd.engine.adapters.voc import add_voc, format_voc
+
+        figures = add_voc(figures, args.annotations, args.predictions)
     write_json(args.output, figures)
     print(format_summary(figures["metrics"]))
+    if args.voc:
+        print(format_voc(figures["metrics"]))
     _show_run(args)
     return 0
 
@@ -664,6 +672,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--predictions", type=Path, required=True, help="COCO results JSON")
     verb.add_argument("--output", type=Path, required=True, help="metrics.json")
     verb.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
+    verb.add_argument("--voc", action="store_true", help="VOC's AP at IoU 0.5 too: over 11 points, and over all")
     verb.add_argument("--run-folder", type=Path, help="record as the evaluation of this run, and mirror it to MLflow")
     verb.add_argument("--no-mlflow", action="store_true", help="files only")
 

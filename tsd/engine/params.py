@@ -70,6 +70,8 @@ class Suite:
     resources: dict[str, int]
     tables: tuple[str, ...] | None = None
     """Tables that are made; None: all of params/tables.yaml."""
+    evaluate: tuple[str, ...] = ()
+    """Figures beside COCO's: ``voc``. They change neither trainings nor predictions, and enter no digest."""
 
     @property
     def num_classes(self) -> int:
@@ -326,6 +328,8 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
                 f"{suite_file}: {experiment}: train_data.{odd[0]}: only a suite of data.format openimages has it"
             )
     _check_scenes(raw["data"], suite_file)
+    if raw.get("evaluate") and raw["data"]["format"] == "openimages":
+        raise ParamsError(f"{suite_file}: evaluate: only annotations in COCO's format are evaluated so; leave it out")
     suite = Suite(
         name=name,
         root=root,
@@ -337,6 +341,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
         settings=settings,
         monitor=MONITOR | raw.get("monitor", {}),
         tables=tuple(raw["tables"]) if "tables" in raw else None,
+        evaluate=tuple(raw.get("evaluate", ())),
         resources=RESOURCES | raw.get("resources", {}),
     )
     for experiment, own in settings.items():

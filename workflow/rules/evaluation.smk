@@ -18,7 +18,8 @@ if SUITE.is_openimages:
         )
     )
 else:
-    PROTOCOL = shlex.join(["coco", "--annotations", str(SUITE.split("val")[0])])
+    ALSO = [f"--{name}" for name in SUITE.evaluate]
+    PROTOCOL = shlex.join(["coco", *ALSO, "--annotations", str(SUITE.split("val")[0])])
 
 
 rule predict_detections:
