@@ -88,7 +88,6 @@ def build_tables(
     """
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
-    measured = f"Measured on suite {suite.name} ({suite.description}); the paper's figures are for"
     counted = tables.model_results(read_json(models)["models"] if models else {})
     given, server_notes = tables.external_results(tables.load_external(PARAMS), files)
     parts = [part for part in (results, counted, given) if len(part)]
@@ -101,13 +100,20 @@ def build_tables(
             definition,
             shown,
             reported,
-            f"{measured} {definition.get('paper_on', 'COCO minival')}.",
+            _measured_on(suite, definition),
             server_notes,
             found,
         )
         for name, definition in definitions.items()
     ]
     return results, made
+
+
+def _measured_on(suite: Suite, definition: dict[str, Any]) -> str:
+    text = f"Measured on suite {suite.name} ({suite.description})"
+    if not any("reported" in row for row in definition["rows"]):
+        return f"{text}."
+    return f"{text}; the paper's figures are for {definition.get('paper_on', 'COCO minival')}."
 
 
 def make_results_page(evidence: Path, output: Path) -> str:
