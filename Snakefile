@@ -18,7 +18,7 @@ include: "workflow/rules/figures.smk"
 rule all:
     default_target: True
     input:
-        METRICS,
+        all_metrics,
         rules.tables.input,
         rules.figures.input,
         rules.report.input,

@@ -47,6 +47,7 @@ LONGEST = (
     "engine/test_mlflow_server.py",
     "engine/test_training.py",
     "engine/test_tracking.py",
+    "workflow/test_voc.py",
 )
 
 FORKS = multiprocessing.get_context("forkserver")

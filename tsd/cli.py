@@ -145,6 +145,8 @@ def _fetch(args: Args) -> int:
     from tsd.engine import acquire
 
     suite = _suite(args)
+    if "import" in suite.data:
+        return _fetch_import(suite, args)
     if not suite.is_openimages:
         parts = args.parts or ("annotations", "val2017", "train2017")
         for name, number in acquire.fetch_coco(suite, parts).items():
@@ -162,6 +164,19 @@ def _fetch(args: Args) -> int:
         summary = acquire.fetch_pictures(suite, threads=args.threads, shards=args.shards)
         counts = ", ".join(f"{number} {split}" for split, number in summary["pictures"].items())
         print(f"{suite.challenge.folder}: {counts} pictures are whole, {summary['bytes'] / 1e9:.2f} GB")
+    return 0
+
+
+def _fetch_import(suite: Any, args: Args) -> int:
+    from tsd.engine.acquire import fetch_import
+
+    if args.parts:
+        raise InputError("--parts: only the archives of COCO are fetched by part")
+    with _cleaning_up_at_sigterm():
+        counts = fetch_import(suite, args.workers)
+    for split in ("train", "val"):
+        number = f"{counts[split][0]} pictures, {counts[split][1]} boxes" if counts else "is there, used as it is"
+        print(f"{suite.split(split)[0]}: {number}")
     return 0
 
 
@@ -630,7 +645,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["annotations", "train2017", "val2017", "test2017", "test_info"],
         help="of COCO (default: annotations val2017 train2017)",
     )
-    verb.add_argument("--workers", type=_positive, default=1, help="processes that render generated scenes")
+    verb.add_argument(
+        "--workers", type=_positive, default=1, help="processes that render generated scenes, threads that import VOC's"
+    )
     verb = _add(data, "openimages", _openimages, "a suite's CSV files → columnar stores, which training reads")
     _suite_option(verb)
     verb = _add(data, "manifest", _manifest, "describe a suite's data: digests and counts")

@@ -247,9 +247,14 @@ def test_the_published_sources_are_well_formed_and_can_be_mirrored(monkeypatch):
     assert len(source.files) == 6
     assert all(len(file.sha256) == 64 for file in source.files)
     assert source.pictures == {"train": 1674979, "validation": 34917}
+    archives = {file.path: (file.bytes, len(file.sha256)) for file in load_source("voc2007").files}
+    assert archives == {
+        "VOCtrainval_06-Nov-2007.tar": (460032000, 64),
+        "VOCtest_06-Nov-2007.tar": (451020800, 64),
+    }
     monkeypatch.setenv("TSD_MIRROR", "http://127.0.0.1:8/m/")
     assert load_source("coco").files_url == "http://127.0.0.1:8/m/coco/"
-    with pytest.raises(ParamsError, match=r"no source 'voc'; there are: coco, openimages"):
+    with pytest.raises(ParamsError, match=r"no source 'voc'; there are: coco, voc2007, openimages"):
         load_source("voc")
 
 

@@ -1,11 +1,13 @@
-"""A suite's data, fetched: Open Images by file and picture, COCO by archive, generated scenes from a server here."""
+"""A suite's data, fetched: Open Images by file and picture, COCO and VOC by archive, scenes from a server here."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tsd.data import fetch
+from tsd.data.formats.voc_archives import make_folder, read_archives
 from tsd.data.generate import SceneSpec, generate
 from tsd.data.manifest import digest, read_manifest
 from tsd.data.openimages import SPLITS, Challenge, read_boxes, read_classes, read_labels
@@ -190,6 +192,21 @@ def _expected_digests(suite: Suite) -> dict[str, str]:
     if not origin.exists():
         return {}
     return {Path(entry["path"]).name: entry["sha256"] for entry in read_manifest(origin)["files"].values()}
+
+
+def fetch_import(suite: Suite, workers: int = 1) -> dict[str, tuple[int, int]] | None:
+    """Make the suite's folder of its source's archives; None if it is there. Else pictures and boxes of each split.
+
+    Args:
+        suite: with ``data.import``.
+        workers: threads that read and write pictures; what is written does not depend on their number.
+
+    Raises:
+        InputError, WorkError: as :func:`tsd.data.formats.voc_archives.make_folder`.
+    """
+    archives = read_archives(suite.data)
+    archives = replace(archives, options=replace(archives.options, workers=workers))
+    return make_folder(archives, load_source(archives.source, suite.root))
 
 
 def fetch_coco(suite: Suite, parts: Iterable[str] = ("annotations", "val2017", "train2017")) -> dict[str, int]:

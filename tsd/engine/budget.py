@@ -77,9 +77,11 @@ def _disk(suite: Suite, runs: Sequence[Run]) -> list[str]:
     lines = []
     if "source" in suite.data or (suite.is_openimages and "generate" not in suite.data):
         source = load_source(suite.data.get("source", "openimages"), suite.root)
-        size = sum(file.bytes for file in source.files) + source.picture_bytes * sum(source.pictures.values())
+        wanted = suite.data.get("import", {}).get("archives", [file.path for file in source.files])
+        size = sum(file.bytes for file in source.files if file.path in wanted)
+        size += source.picture_bytes * sum(source.pictures.values())
         what = "files and all pictures" if source.picture_bytes else "archives, and as much again unpacked"
-        lines.append(f"disk, data: {size / 1e9:,.0f} GB of {what} from {source.files_url}")
+        lines.append(f"disk, data: {size / 1e9:,.{0 if size > 1e10 else 1}f} GB of {what} from {source.files_url}")
     path = Path("results", suite.name, "models.json")
     if not path.exists():
         lines.append(f"disk, checkpoints: not known before `tsd inspect --suite {suite.name} --output {path}`")

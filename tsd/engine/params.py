@@ -136,7 +136,9 @@ class Suite:
     @property
     def models_digest(self) -> str:
         """Hash of what determines the suite's networks and how much they compute."""
-        return _hash([self.settings, self.recipe, self.data, tsd.REVISION])
+        made_of = ("import", "source") if "import" in self.data else ()
+        data = {key: value for key, value in self.data.items() if key not in made_of}
+        return _hash([self.settings, self.recipe, data, tsd.REVISION])
 
     @property
     def sampling_digest(self) -> str:
@@ -328,6 +330,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
                 f"{suite_file}: {experiment}: train_data.{odd[0]}: only a suite of data.format openimages has it"
             )
     _check_scenes(raw["data"], suite_file)
+    _check_import(raw["data"], suite_file, root)
     if raw.get("evaluate") and raw["data"]["format"] == "openimages":
         raise ParamsError(f"{suite_file}: evaluate: only annotations in COCO's format are evaluated so; leave it out")
     suite = Suite(
@@ -384,6 +387,20 @@ def _check_scenes(data: dict[str, Any], where: Path) -> None:
         raise ParamsError(f"{where}: data.{error}") from None
     if data["format"] == "openimages" and "openimages" not in spec.formats:
         raise ParamsError(f"{where}: data.generate.formats: expected [coco, openimages], got {list(spec.formats)}")
+
+
+def _check_import(data: dict[str, Any], where: Path, root: Path) -> None:
+    if "import" not in data:
+        return
+    from tsd.data.formats.voc_archives import check_source, read_archives
+    from tsd.data.sources import load_source
+
+    try:
+        check_source(read_archives(data), load_source(data["source"], root))
+    except ParamsError:
+        raise
+    except InputError as error:
+        raise ParamsError(f"{where}: data.{error}") from None
 
 
 def _relevant(settings: Settings) -> Settings:

@@ -2,6 +2,7 @@
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir)))
@@ -9,7 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 from snakemake.exceptions import WorkflowError
 
 from tsd.engine.budget import format_budget
-from tsd.engine.identity import data_digest
+from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import (
     get_run,
     get_runs,
@@ -30,7 +31,8 @@ except InputError as error:
 
 RUNS = get_runs(SUITE, DATA_DIGEST)
 RESULTS = f"results/{SUITE.name}"
-METRICS = [str(run.metrics_file) for run in RUNS]
+# Data that is imported is known by its digest once it is there. Until then no run has a name: a checkpoint makes it.
+TO_IMPORT = "import" in SUITE.data and DATA_DIGEST == ABSENT
 ONLY_EXISTING = {"tables", "figures", "claims", "report"}
 
 
@@ -45,28 +47,55 @@ if any(re.fullmatch("-[a-z]*n[a-z]*|--dry-?run", word) for word in sys.argv):
 
 wildcard_constraints:
     experiment="[a-z][a-z0-9_]*",
+    data_digest="[0-9a-f]{12}",
     digest="[0-9a-f]{12}",
     test_digest="[0-9a-f]{12}",
     seed="[0-9]+",
 
 
+@cache
+def runs_of_imported_data():
+    """The suite's runs, once its data is there."""
+    return get_runs(SUITE, data_digest(SUITE))
+
+
+def current_runs():
+    """The suite's runs. Snakemake asks again after the checkpoint where it has to come first."""
+    if not TO_IMPORT:
+        return RUNS
+    checkpoints.import_data.get()
+    return runs_of_imported_data()
+
+
 def metrics_of(experiments):
     """Metrics of all seeds of those experiments that the suite names."""
-    return [str(run.metrics_file) for run in RUNS if run.experiment in experiments]
+    return [
+        str(run.metrics_file) for run in current_runs() if run.experiment in experiments
+    ]
+
+
+def all_metrics(wildcards):
+    """Metrics of all of the suite's runs."""
+    return metrics_of(SUITE.experiments)
+
+
+def existing_metrics():
+    """Metrics that are here already; nothing is made for them."""
+    return [str(run.metrics_file) for run in RUNS if run.metrics_file.exists()]
 
 
 def wanted_metrics(wildcards):
     """All metrics of the suite; what exists already where only tables, figures or the report are asked for."""
     targets = set(workflow.dag_settings.targets)
     if targets and targets <= ONLY_EXISTING:
-        return [path for path in METRICS if Path(path).exists()]
+        return existing_metrics()
     if targets and targets <= set(TABLES):
         return metrics_of(
             {name for table in targets for name in experiments_of(TABLES[table])}
         )
     if targets and not targets <= {"all"}:
-        return [path for path in METRICS if Path(path).exists()]
-    return METRICS
+        return existing_metrics()
+    return all_metrics(wildcards)
 
 
 def wanted_draws(wildcards):
@@ -74,7 +103,7 @@ def wanted_draws(wildcards):
     wanted = set(wanted_metrics(wildcards))
     return [
         str(run.draws_file)
-        for run in RUNS
+        for run in (current_runs() if wanted else [])
         if str(run.metrics_file) in wanted
         and (
             run.draws_file.exists()
@@ -113,6 +142,11 @@ def run_of(wildcards):
     )
 
 
+def verified_data(wildcards=None):
+    """The file that says that the data of this digest is whole."""
+    return str(verified_path(SUITE, current_runs()[0].data_digest))
+
+
 def data_to_train(wildcards):
     """The verified data. For a trained run it is ancient: it must not be trained again when data is added.
 
@@ -120,14 +154,14 @@ def data_to_train(wildcards):
     and a file that is ancient and exists, not even for outputs that are missing.
     """
     trained = (run_of(wildcards) / "checkpoint.pth").exists()
-    return ancient(VERIFIED) if trained else VERIFIED
+    return ancient(verified_data()) if trained else verified_data()
 
 
 def data_to_predict(wildcards):
     """The same for predictions."""
     folder = run_of(wildcards) / "eval" / wildcards.test_digest
     predicted = (folder / f"predictions.{SUITE.predictions_suffix}").exists()
-    return ancient(VERIFIED) if predicted else VERIFIED
+    return ancient(verified_data()) if predicted else verified_data()
 
 
 def models():

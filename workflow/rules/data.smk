@@ -1,6 +1,4 @@
 # Raw data: made here, or fetched by `dvc pull`; verified once per content before anything is trained on it.
-VERIFIED = str(verified_path(SUITE, DATA_DIGEST))
-
 GENERATED = SUITE.data["format"] == "generated"
 FOLDER = SUITE.data.get("folder")
 if SUITE.is_openimages:
@@ -32,13 +30,31 @@ if GENERATED:
             "tsd data generate --suite {params.suite} --workers {threads} --force > {log} 2>&1"
 
 
+# A folder that is there is used as it is, and no rule makes it.
+if TO_IMPORT:
+
+    checkpoint import_data:
+        output:
+            DATA_FILES,
+        log:
+            f"logs/{SUITE.name}/import_data.log",
+        benchmark:
+            f"benchmarks/.out/{SUITE.name}/import_data.tsv"
+        localrule: True
+        threads: 2
+        params:
+            suite=SUITE.name,
+        shell:
+            "tsd data fetch --suite {params.suite} --workers {threads} 2>&1 | tee {log}"
+
+
 rule verify_data:
     input:
         ancient(DATA_FILES),
     output:
-        VERIFIED,
+        verified_path(SUITE, "{data_digest}"),
     log:
-        f"logs/{SUITE.name}/verify_data-{DATA_DIGEST}.log",
+        f"logs/{SUITE.name}/verify_data-{{data_digest}}.log",
     resources:
         mem_mb=growing(8000),
     params:
@@ -49,5 +65,5 @@ rule verify_data:
 
 rule data:
     input:
-        VERIFIED,
+        verified_data,
         DATA_FILES,
