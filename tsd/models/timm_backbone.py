@@ -136,7 +136,8 @@ class TimmBackbone(BaseModule):
         What the classifier has after the last map is left out; what it does not have keeps its name.
         """
         if "_conv_stem.weight" in state:
-            state = {_from_package(key, self._blocks()): value for key, value in state.items()}
+            blocks = self._blocks()
+            state = {_from_package(key, blocks): value for key, value in state.items()}
         names = self.plain_names()
         with torch.device("meta"):
             rest = set(timm.create_model(self.name).state_dict()) - set(names)
