@@ -4,6 +4,7 @@ import datetime
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,20 @@ MIRROR_SECONDS = 60.0
 """MLflow is brought up to date at checkpoints, but not more often than this."""
 
 
-def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None) -> Path:
+Watch = Callable[[int, float], str | None]
+"""Is told each logged step and its loss as soon as they are known; a text ends the training, and is the reason."""
+
+
+def train(
+    run: Run, uri: str | None = None, table_rows: list[str] | None = None, watch: Watch = lambda step, loss: None
+) -> Path:
     """Train, or go on where a killed training stopped. Returns the run's folder with ``checkpoint.pth`` in it.
 
     Args:
         run: the run; all files go to ``run.folder`` below the current folder.
         uri: MLflow tracking URI, None for no mirror.
         table_rows: rows of the paper's tables that show this run, as ``table/row``.
+        watch: what looks at the losses of the logged steps.
 
     Raises:
         InputError: bad data, pictures or checkpoint; another process trains the same run.
@@ -52,7 +60,7 @@ def train(run: Run, uri: str | None = None, table_rows: list[str] | None = None)
         write_json(folder / "environment.json", environment() | _weights_of(folder))
         _set_status(folder, "RUNNING")
         try:
-            _train(run, folder, uri, request)
+            _train(run, folder, uri, request, watch)
         except BaseException as error:
             _end(folder, "KILLED" if isinstance(error, SystemExit) else "FAILED", _reason(error))
             if uri:
@@ -85,19 +93,19 @@ def _train_along(run: Run, folder: Path) -> Path:
     """What every process but the first does: the same steps, without files. Its error is the run's."""
     stopping.ignoring()  # the first process stops all, see StopHook
     try:
-        _train(run, folder, None, stopping.StopRequest())
+        _train(run, folder, None, stopping.StopRequest(), lambda step, loss: None)
     except Exception as error:
         _end(folder, "FAILED", f"process {distributed.rank()}: {_reason(error)}")
         raise
     return folder
 
 
-def _train(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest) -> None:
+def _train(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest, watch: Watch) -> None:
     with distributed.process_group(run.suite.resources["gpu"] > 0):
-        _train_in_group(run, folder, uri, request)
+        _train_in_group(run, folder, uri, request, watch)
 
 
-def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest) -> None:
+def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest, watch: Watch) -> None:
     from tsd.engine import checkpoint, weights
     from tsd.engine.adapters.journal import CheckpointHook, JournalHook, StartHook, StopHook
     from tsd.engine.config import load_config
@@ -127,7 +135,11 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
             tracking.mirror(folder, uri)
             mirrored[0] = time.monotonic()
 
-    runner.register_hook(JournalHook(folder / "log.jsonl", run.suite.monitor["log_steps"], title))
+    def logged(step: int, loss: float) -> None:
+        if reason := watch(step, loss):
+            request.reason = request.reason or reason
+
+    runner.register_hook(JournalHook(folder / "log.jsonl", run.suite.monitor["log_steps"], title, logged))
     every = run.suite.monitor["checkpoint_steps"]
     runner.register_hook(CheckpointHook(checkpoints, every, saved))
     runner.register_hook(StopHook(request, lambda epoch, step: runner.save_training_state(checkpoints, epoch, step)))

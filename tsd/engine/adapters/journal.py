@@ -73,12 +73,24 @@ class JournalHook(Hook):
 
     A line of ``log.jsonl`` holds the figures of one step (not an average over steps), so that a resumed training
     writes the same lines as one that was never stopped.
+
+    Args:
+        path: ``log.jsonl``.
+        log_steps: a line for each so many steps.
+        title: of the progress bar.
+        logged: called with each step that has got a line and its loss, in the first process.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, path: Path, log_steps: int, title: str) -> None:
-        self.path, self.log_steps, self.title = path, log_steps, title
+    def __init__(
+        self,
+        path: Path,
+        log_steps: int,
+        title: str,
+        logged: Callable[[int, float], None] = lambda step, loss: None,
+    ) -> None:
+        self.path, self.log_steps, self.title, self.logged = path, log_steps, title, logged
         self.bar: tqdm | None = None
         self.started = 0.0
 
@@ -119,6 +131,8 @@ class JournalHook(Hook):
             lr = runner.optim_wrapper.get_lr()["lr"][0]
             seconds = time.perf_counter() - self.started
             self._write(runner, step, {"lr": lr, **figures, "seconds_per_step": round(seconds, 4)})
+            if is_main_process():
+                self.logged(step, figures["loss"])
 
     def _mean(self, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The mean over processes, which is not finite if one of them is not."""
