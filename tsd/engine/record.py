@@ -24,7 +24,7 @@ PICTURES = 4
 
 
 def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
-    """Suite, experiment, seed, digests, git state, digest of the predictions, machine, learning curve and run time, for
+    """Suite, experiment, seed, digests, revision, git state, digest of the predictions, machine, learning curve and run time, for
     ``metrics.json``: with them the run can be repeated and compared.
 
     Raises:
@@ -33,7 +33,7 @@ def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
     described = read_described(folder)
     environment = read_json(folder / "environment.json")
     runtime = predictions.with_name("runtime.json")
-    keys = ("suite", "experiment", "seed", "digest", "test_digest", "data_digest", "recipe")
+    keys = ("suite", "experiment", "seed", "digest", "test_digest", "data_digest", "recipe", "revision")
     return {key: described[key] for key in keys} | {
         "git_commit": environment["git_commit"],
         "git_dirty": environment["git_dirty"],
