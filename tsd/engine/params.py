@@ -47,11 +47,11 @@ KEPT_CHECKPOINTS = 2
 """States that a training keeps to go on from: the newest, and the one before in case it is damaged."""
 
 
-_Validator = validators.extend(
+Validator = validators.extend(
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
 )
-"""JSON schema takes 2.0 for an integer; Python does not."""
+"""Of JSON schemas; they take 2.0 for an integer, this does not."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,8 @@ class Run:
     experiment: str
     seed: int
     data_digest: str
+    home: Path | None = None
+    """Where its files are if not among the results."""
 
     @property
     def settings(self) -> Settings:
@@ -195,7 +197,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The run's folder, relative to the root."""
-        return Path("results", self.suite.name, "runs", self.experiment, self.digest, f"seed{self.seed}")
+        return self.home or Path("results", self.suite.name, "runs", self.experiment, self.digest, f"seed{self.seed}")
 
     @property
     def checkpoint(self) -> Path:
@@ -302,7 +304,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
             raise ParamsError(f"{experiments_file}: no experiment {experiment!r}{_hint(experiment, known)}")
         book["experiments"][experiment] = _merge(book["experiments"][experiment], edit)
     if edits:
-        _validate(book, schemas["experiments"], f"{experiments_file}, edited")
+        validate(book, schemas["experiments"], f"{experiments_file}, edited")
     raw = _read(suite_file, schemas["suite"])
     recipe = raw.get("recipe", "paper")
     if recipe not in book["recipes"]:
@@ -463,11 +465,16 @@ def plan_path(suite: Suite, seed: int) -> Path:
 
 def _read(path: Path, validator: Draft202012Validator) -> Any:
     content = read_yaml(path)
-    _validate(content, validator, str(path))
+    validate(content, validator, str(path))
     return content
 
 
-def _validate(content: Any, validator: Draft202012Validator, where: str) -> None:
+def validate(content: Any, validator: Draft202012Validator, where: str) -> None:
+    """Check plain data against a schema.
+
+    Raises:
+        ParamsError: the first rule that is broken; ``where`` (a file, say), the key, and what would be right.
+    """
     odd = next(_not_plain(content), None)
     if odd:
         raise ParamsError(f"{where}: {odd}")
@@ -534,7 +541,7 @@ def _schemas(root: Path) -> dict[str, Draft202012Validator]:
     registry: Registry = Registry().with_resources(
         (name, DRAFT202012.create_resource(schema)) for name, schema in content.items()
     )
-    return {name: _Validator(schema, registry=registry) for name, schema in content.items()}
+    return {name: Validator(schema, registry=registry) for name, schema in content.items()}
 
 
 def _merge(*layers: Settings) -> Settings:
