@@ -16,7 +16,19 @@ def test_help_names_every_verb(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("data", "config", "train", "predict", "evaluate", "tables", "figures", "explain", "prune", "mlflow"):
+    for verb in (
+        "data",
+        "config",
+        "train",
+        "predict",
+        "evaluate",
+        "tables",
+        "figures",
+        "explain",
+        "reproduce",
+        "prune",
+        "mlflow",
+    ):
         assert verb in text
 
 

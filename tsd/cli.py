@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -472,6 +472,50 @@ def _explain(args: Args) -> int:
     return 0
 
 
+def _reproduce(args: Args) -> int:
+    from tsd.engine.published import Key, read_published
+    from tsd.engine.rehearsal import rehearse
+    from tsd.engine.reproduce import Next, StoppedAt, reproduce
+    from tsd.engine.resolve import resolved
+
+    published = read_published(Key.parse(args.run_name), args.evidence)
+    with resolved(published) as found:
+        if args.dry_run:
+            print(rehearse(found, published))
+            return 0
+        with redirect_stdout(sys.stderr):  # what libraries print while they work is no answer
+            done = reproduce(found, published, args.arguments, args.stop, args.only_train)
+    if isinstance(done, Next):
+        sys.stdout.flush()
+        os.execvpe(done.command[0], done.command, done.environment)
+    if isinstance(done, StoppedAt):
+        from tsd.report.reproduction import of_loss
+
+        print(f"{published.key}: DIFFERS: losses {of_loss(done.loss)}")
+        print("stopped, and its state saved; without --stop the same command goes on", file=sys.stderr)
+        return 1
+    return 0 if done is None else _report_reproduction(published, found, done, args.output)
+
+
+def _report_reproduction(published: Any, found: Any, run: Any, output: Path | None) -> int:
+    from tsd.engine.reproduce import REPORT, STATE
+    from tsd.evaluation.comparison import compare
+    from tsd.files import read_json, write_json
+    from tsd.report.reproduction import format_report, report_content
+
+    here = read_json(run.eval_folder / "metrics.json")
+    seen = compare(published.content, here)
+    took = read_json(run.folder / STATE)
+    name, path = str(published.key), published.path
+    content = report_content(name, path, found.origin, published.facts, here["run"], seen, took)
+    for place in (output, run.folder / REPORT):
+        if place is not None:
+            write_json(place, content)
+    print(format_report(content, seen))
+    print(f"  report      {run.folder / REPORT}")
+    return 0 if seen.identical else 1
+
+
 def _prune(args: Args) -> int:
     from tsd.engine.results import stale_runs
     from tsd.engine.train import is_training
@@ -803,6 +847,24 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--experiment", action="append", help="of --set: in whose entry (repeatable; default: all of the suite)"
     )
+    verb = _add(verbs, "reproduce", _reproduce, "make a published run anew and compare it bit by bit")
+    verb.description = (
+        "Train, predict and evaluate a published run anew, in reproduced/ and never in results/, and compare losses, "
+        "predictions and figures with those that were published. What is killed is gone on with by the same command. "
+        "Exit status: 0 identical to the bit, 1 different (or the work failed), 2 bad input or usage."
+    )
+    verb.add_argument("run_name", metavar="SUITE/EXPERIMENT/seedK", help="such as evidence-cpu/baseline/seed0")
+    verb.add_argument(
+        "--evidence",
+        type=Path,
+        default=Path("benchmarks/evidence"),
+        metavar="PATH",
+        help="metrics file, or folder of them (default: %(default)s)",
+    )
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done and what it takes, and do nothing")
+    verb.add_argument("--stop", action="store_true", help="end at the first step whose loss differs")
+    verb.add_argument("--output", type=Path, help="the report as JSON, also here (always in the repetition's folder)")
+    verb.add_argument("--only-train", action="store_true", help=argparse.SUPPRESS)  # to each of several processes
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")
     _suite_option(verb)
     verb.add_argument("--yes", action="store_true", help="remove them")

@@ -54,14 +54,14 @@ def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> str:
     gpus, limit = suite.resources["gpu"], suite.resources["runtime"] / 60
     unit, count = (f"GPU-hours on {_number(gpus, 'GPU')}", gpus) if gpus else ("hours of a process", suite.processes)
     text = f"{unit} each: at most {len(todo) * count * limit:,.0f}, {len(todo)} trainings × {limit:g} h limit"
-    measured = [hours for run in runs if (hours := _duration(run)) is not None]
+    measured = [hours for run in runs if (hours := duration(run)) is not None]
     if measured:
         mean = sum(measured) / len(measured)
         text += f"; {len(todo) * count * mean:,.1f} by the {len(measured)} that are finished ({mean:.2f} h each)"
     return text
 
 
-def _duration(run: Run) -> float | None:
+def duration(run: Run) -> float | None:
     """Hours from the first start of a finished training to its end."""
     path = run.folder / "status.json"
     if not path.exists():

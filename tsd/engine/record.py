@@ -24,8 +24,8 @@ PICTURES = 4
 
 
 def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
-    """Suite, experiment, seed, digests, revision, git state, digest of the predictions, machine, learning curve and run time, for
-    ``metrics.json``: with them the run can be repeated and compared.
+    """Suite, experiment, seed, digests, revision, git state, digest of the predictions, machine, losses, learning curve
+    and run time, for ``metrics.json``: with them the run can be repeated and compared.
 
     Raises:
         InputError: the folder is not a run's.
