@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def exclusive(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock ``path``; the system frees it when the process ends, however it ends.
 
+    A file system without locks (Lustre mounted without ``flock``) gives none: that is said, and the work goes on.
+
     Raises:
         InputError: another process holds it; the message is ``refusal``.
     """
@@ -55,8 +58,14 @@ def exclusive(path: Path, refusal: str) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(refusal) from None
+        except OSError as error:
+            print(
+                f"{path}: this file system has no locks ({error.strerror}): see to it yourself that no two processes "
+                "do the same",
+                file=sys.stderr,
+            )
         yield
 
 

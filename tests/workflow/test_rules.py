@@ -10,10 +10,9 @@ LIGHT = {
     # from and to other machines; compute nodes often have no internet
     "fetch_annotations",
     "fetch_pictures",
-    "fetch_data",
+    "import_data",
     # seconds of reading, writing and copying
     "init_tracking",
-    "sync_tracking",
     "plan_sampling",
     "build_stores",
     "publish_metrics",
@@ -30,8 +29,8 @@ def rules():
     """Name → text of each rule with a command."""
     found = {}
     for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        for block in re.split(r"(?m)^(?=\s*rule \w+:)", path.read_text()):
-            if (name := re.match(r"\s*rule (\w+):", block)) and "shell:" in block:
+        for block in re.split(r"(?m)^(?=\s*(?:rule|checkpoint) \w+:)", path.read_text()):
+            if (name := re.match(r"\s*(?:rule|checkpoint) (\w+):", block)) and "shell:" in block:
                 found[name[1]] = block
     return found
 
