@@ -47,7 +47,7 @@ def test_bad_usage_is_2(capsys):
         ["inspect", "--size", "-1", "5"],
         ["inspect", "--proposals", "0"],
         ["predict", "--experiment", "baseline", "--limit", "0"],
-        ["claims", "--output", "a.md", "--draws", "0"],
+        ["evaluate", "draws", "--annotations", "a", "--predictions", "b", "--output", "c", "--draws", "0"],
     ],
 )
 def test_a_number_out_of_range_is_bad_usage(arguments, capsys):
