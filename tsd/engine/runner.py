@@ -5,6 +5,7 @@ training continues the same sequence and ends with the same weights as one that 
 """
 
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,16 @@ class StrictRunner(Runner):
     def weights(self, epoch: int, step: int) -> dict[str, Any]:
         """Weights and what they are, as plain data."""
         state = {key: value.detach().cpu() for key, value in self._bare_model.state_dict().items()}
-        meta = {"epoch": epoch, "iter": step, "seed": self.seed, "config": self.cfg.pretty_text}
+        meta = {"epoch": epoch, "iter": step, "seed": self.seed, "config": self._config_text}
         if self.pretrained_sha256:
             meta["pretrained_sha256"] = self.pretrained_sha256
         classes = self.cfg.train_dataloader.dataset.dataset.metainfo.classes
         return {"meta": meta | {"dataset_meta": {"classes": list(classes)}}, "state_dict": state}
+
+    @cached_property
+    def _config_text(self) -> str:
+        """Formatting it takes seconds, and every checkpoint holds it."""
+        return str(self.cfg.pretty_text)
 
     @property
     def _bare_model(self) -> torch.nn.Module:
