@@ -44,9 +44,9 @@ LONGEST = (
     "engine/test_faults.py",
     "engine/test_every_experiment.py",
     "engine/test_distributed.py",
-    "engine/test_mlflow_server.py",
+    "tracking/test_server.py",
     "engine/test_training.py",
-    "engine/test_tracking.py",
+    "tracking/test_mirror.py",
     "workflow/test_voc.py",
 )
 

@@ -229,16 +229,17 @@ def _config(args: Args) -> int:
 
 
 def _train(args: Args) -> int:
-    from tsd.engine import distributed, tracking
+    from tsd.engine import distributed
     from tsd.engine.train import train
     from tsd.report.tables import table_rows
+    from tsd.tracking.store import tracking_uri
 
     run = _run(args)
     command = distributed.launch(run.suite, args.arguments, os.environ)
     if command is not None:
         print(" ".join(command), file=sys.stderr, flush=True)
         os.execvp(command[0], command)
-    uri = None if args.no_mlflow else tracking.tracking_uri(Path.cwd())
+    uri = None if args.no_mlflow else tracking_uri(Path.cwd())
     rows = table_rows(Path("params"), run.experiment)
     folder = train(run, uri=uri, table_rows=rows)
     if distributed.rank() == 0:
@@ -322,11 +323,12 @@ def _evaluate_openimages(args: Args) -> int:
 def _show_run(args: Args) -> None:
     """Draw pictures of an evaluated run, and bring MLflow in step with it."""
     if args.run_folder and not args.no_mlflow:
-        from tsd.engine import tracking
         from tsd.engine.record import draw_pictures
+        from tsd.tracking.follow import mirror
+        from tsd.tracking.store import tracking_uri
 
         draw_pictures(args.run_folder, args.output.parent)
-        tracking.mirror(args.run_folder, tracking.tracking_uri(Path.cwd()))
+        mirror(args.run_folder, tracking_uri(Path.cwd()))
 
 
 def _sample(args: Args) -> int:
@@ -538,15 +540,16 @@ def _prune(args: Args) -> int:
     return 0
 
 
-def _init_tracking(name: str, uri: str) -> list[str]:
-    """A suite's place in MLflow, with a parent run for each table; returns the pages of its runs."""
-    from tsd.engine import tracking
+def _titles(name: str) -> dict[str, str]:
+    """Names and titles of the tables that a suite makes; none for a suite that is gone from params."""
     from tsd.engine.params import load_suite
     from tsd.report.tables import chosen_tables
 
-    shown = chosen_tables(Path("params"), load_suite(name).tables)
-    titles = {table: definition["title"] for table, definition in shown.items()}
-    return tracking.init(Path.cwd(), uri, [f"tsd-{name}"], titles)
+    try:
+        shown = chosen_tables(Path("params"), load_suite(name).tables)
+    except InputError:
+        return {}
+    return {table: definition["title"] for table, definition in shown.items()}
 
 
 def _doctor(args: Args) -> int:
@@ -556,19 +559,22 @@ def _doctor(args: Args) -> int:
 
 
 def _mlflow_init(args: Args) -> int:
-    from tsd.engine import tracking
     from tsd.files import write_json
+    from tsd.tracking.process import NoAnswerError, Process, RefusedError
+    from tsd.tracking.store import tracking_uri, without_password
+    from tsd.tracking.sync import PER_RUN
 
     _suite(args)
     root = Path.cwd()
-    uri = tracking.tracking_uri(root)
-    shown = tracking.without_password(uri)
-    try:
-        pages = _init_tracking(args.suite, uri)
-    except Exception as error:  # a server that is down must not keep trainings from starting
-        reason = str(error).replace(uri, shown)
-        print(f"MLflow at {shown} can't be reached ({reason}); `tsd mlflow sync` will catch up", file=sys.stderr)
-        pages = []
+    uri = tracking_uri(root)
+    shown = without_password(uri)
+    wanted = {"root": root, "experiments": [f"tsd-{args.suite}"], "tables": _titles(args.suite)}
+    with Process() as process:
+        try:
+            pages = process.call("init", uri=uri, seconds=PER_RUN, **wanted)
+        except (NoAnswerError, RefusedError) as error:  # a server that is down must not keep trainings from starting
+            print(f"MLflow at {shown} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
+            pages = []
     if args.output:
         write_json(args.output, {"uri": shown, "ready": bool(pages)})
     print(shown)
@@ -583,21 +589,33 @@ def _server(uri: str) -> str:
 
 
 def _mlflow_sync(args: Args) -> int:
-    from contextlib import suppress
+    from tsd.files import write_json
+    from tsd.tracking.store import tracking_uri, without_password
+    from tsd.tracking.sync import sync_all
 
-    from tsd.engine import tracking
-
-    root = Path.cwd()
-    uri = tracking.tracking_uri(root)
-    for folder in sorted((root / "results").glob(args.suite or "*")):
-        if list(folder.glob("runs/*/*/seed*")):
-            with suppress(Exception):  # a server that is down is reported for each run; a suite may be gone from params
-                _init_tracking(folder.name, uri)
-    report = tracking.sync_all(root, uri, suite=args.suite)
+    if args.suite:
+        _suite_or_results(args.suite)
+    root = Path()  # so that folders are told as a person types them
+    uri = tracking_uri(root)
+    report = sync_all(root, uri, args.suite, pending=args.pending, titles=_titles)
     print(f"{len(report.synced)} runs in step with MLflow, {len(report.failed)} failed")
+    for reason in report.reasons:
+        print(reason, file=sys.stderr)
     for item in report.failed:
         print(f"failed: {item}", file=sys.stderr)
+    if args.output:
+        said = {"synced": [*map(str, report.synced)], "failed": [*map(str, report.failed)], "reasons": report.reasons}
+        write_json(args.output, {"uri": without_password(uri)} | said)
+        return 0
     return 1 if report.failed else 0
+
+
+def _suite_or_results(name: str) -> None:
+    """A suite that is gone from params may still have runs."""
+    from tsd.engine.params import load_suite
+
+    if not Path("results", name).is_dir():
+        load_suite(name)
 
 
 def _suite(args: Args) -> Any:
@@ -891,6 +909,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", type=Path)
     verb = _add(mlflow, "sync", _mlflow_sync, "bring MLflow up to date with the files; twice makes no duplicates")
     verb.add_argument("--suite", help="default: all")
+    verb.add_argument("--pending", action="store_true", help="only runs with mlflow.pending, and the tables")
+    verb.add_argument("--output", type=Path, help="JSON that says what is in step; a server that is down is no failure")
     return parser
 
 

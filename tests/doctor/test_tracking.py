@@ -11,8 +11,9 @@ import pytest
 
 from tests.conftest import free_port
 from tests.doctor.conftest import context
-from tsd.engine.tracking import mirror, tracking_uri, without_password
 from tsd.errors import InputError
+from tsd.tracking.follow import mirror
+from tsd.tracking.store import tracking_uri, without_password
 
 
 @pytest.fixture

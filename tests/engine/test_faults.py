@@ -1,7 +1,7 @@
 """What machines do to a training: full disks, clocks that jump, files that change, a process with an error.
 
 Kills, NaN and planted files: test_training. Signals, damaged checkpoints, a process that is killed: test_launch.
-A server that is away: test_mlflow_server. The campaign of twenty kills is `pytest -m slow -k twenty`.
+A server that is away: tests/tracking/test_server.py. The campaign of twenty kills is `pytest -m slow -k twenty`.
 """
 
 import json
@@ -28,7 +28,10 @@ from tests.engine.test_training import (  # noqa: F401
     uninterrupted,
 )
 from tests.workflow.test_pipeline import edit, run_to_the_end, snakemake
-from tsd.engine import checkpoint, tracking
+from tsd.engine import checkpoint
+from tsd.tracking.mirror import sync_run
+from tsd.tracking.store import tracking_uri
+from tsd.tracking.sync import sync_all
 
 FULL = "No space left on device"
 
@@ -133,13 +136,13 @@ def test_a_clock_that_jumps_changes_nothing(tiny, uninterrupted, tmp_path):  # n
     times = [json.loads(line)["time"] for line in (run_folder() / "log.jsonl").read_text().splitlines()]
     assert times != sorted(times)  # it did jump
     assert_same(result(run_folder()), uninterrupted)
-    report = tracking.sync_all(tiny, tracking.tracking_uri(tiny))
+    from tests.tracking.test_mirror import history
+
+    report = sync_all(tiny, tracking_uri(tiny))
     assert report.failed == []
     # Steps order the curves, whatever the times are.
-    run_id = tracking.sync_run(tiny / run_folder(), tracking.tracking_uri(tiny))
-    from tests.engine.test_tracking import history
-
-    assert sorted(step for step, _ in history(tracking.tracking_uri(tiny), run_id, "loss")) == [1, 2, 3, 4, 5, 6]
+    run_id = sync_run(tiny / run_folder(), tracking_uri(tiny))
+    assert sorted(step for step, _ in history(tracking_uri(tiny), run_id, "loss")) == [1, 2, 3, 4, 5, 6]
 
 
 def test_data_that_changed_after_it_was_verified_is_named_and_not_trained_on(tiny):  # noqa: F811

@@ -22,7 +22,7 @@ _SYNC = "Trainings go on without it; `tsd mlflow sync` catches up."
 
 def mlflow(context: Context) -> Check:
     """Whether the store that ``MLFLOW_TRACKING_URI`` names takes runs from here."""
-    from tsd.engine.tracking import tracking_uri, without_password
+    from tsd.tracking.store import tracking_uri, without_password
 
     try:
         uri = tracking_uri(context.suite.root.resolve())

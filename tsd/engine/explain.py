@@ -10,10 +10,10 @@ import yaml
 
 from tsd.engine.identity import PIN, data_digest, manifest_path, pinned
 from tsd.engine.params import Run, Settings, Suite, get_runs, lineage, load_suite
-from tsd.engine.tracking import find_run, tracking_uri, without_password
 from tsd.errors import InputError, ParamsError
 from tsd.files import read_json
 from tsd.report import tables
+from tsd.tracking.store import find_run, tracking_uri, without_password
 
 PARAMS = Path("params")
 

@@ -3,7 +3,6 @@
 import datetime
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,15 +12,13 @@ import yaml
 
 from tsd.data.coco import load_coco
 from tsd.data.manifest import verify_annotations
-from tsd.engine import distributed, stopping, tracking
+from tsd.engine import distributed, stopping
 from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
 from tsd.errors import InputError
 from tsd.files import exclusive, read_json, write_json, write_text
-
-MIRROR_SECONDS = 60.0
-"""MLflow is brought up to date at checkpoints, but not more often than this."""
+from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
 
 
 Watch = Callable[[int, float], str | None]
@@ -59,16 +56,17 @@ def train(
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
         write_json(folder / "environment.json", environment() | _weights_of(folder))
         _set_status(folder, "RUNNING")
+        follower = Follower(folder, uri)
         try:
-            _train(run, folder, uri, request, watch)
+            follower.begin()
+            _train(run, folder, follower, request, watch)
         except BaseException as error:
-            _end(folder, "KILLED" if isinstance(error, SystemExit) else "FAILED", _reason(error))
-            if uri:
-                tracking.mirror(folder, uri)
+            stopped = isinstance(error, SystemExit)
+            _end(folder, "KILLED" if stopped else "FAILED", _reason(error))
+            follower.end(WHEN_STOPPED if stopped else AT_END)
             raise
         _set_status(folder, "FINISHED")
-        if uri:
-            tracking.mirror(folder, uri)
+        follower.end()
     return folder
 
 
@@ -100,12 +98,14 @@ def _train_along(run: Run, folder: Path) -> Path:
     return folder
 
 
-def _train(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest, watch: Watch) -> None:
+def _train(run: Run, folder: Path, follower: Follower | None, request: stopping.StopRequest, watch: Watch) -> None:
     with distributed.process_group(run.suite.resources["gpu"] > 0):
-        _train_in_group(run, folder, uri, request, watch)
+        _train_in_group(run, folder, follower, request, watch)
 
 
-def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.StopRequest, watch: Watch) -> None:
+def _train_in_group(
+    run: Run, folder: Path, follower: Follower | None, request: stopping.StopRequest, watch: Watch
+) -> None:
     from tsd.engine import checkpoint, weights
     from tsd.engine.adapters.journal import CheckpointHook, JournalHook, StartHook, StopHook
     from tsd.engine.config import load_config
@@ -128,12 +128,10 @@ def _train_in_group(run: Run, folder: Path, uri: str | None, request: stopping.S
         print(f"GPU {devices} of Slurm job {os.environ['SLURM_JOB_ID']}", file=sys.stderr)
     runner = StrictRunner.from_cfg(config)
     title = f"{run.experiment} seed{run.seed}"
-    mirrored = [0.0]
 
     def saved(_: int) -> None:
-        if uri and time.monotonic() - mirrored[0] > MIRROR_SECONDS:
-            tracking.mirror(folder, uri)
-            mirrored[0] = time.monotonic()
+        if follower:
+            follower.checkpoint()
 
     def logged(step: int, loss: float) -> None:
         if reason := watch(step, loss):

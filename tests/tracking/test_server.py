@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, tsd
-from tests.engine.mlflow_server import Server, postgres, wait_until
-from tests.engine.test_tracking import client, history, make_run, runs, set_status, write_log
-from tsd.engine import tracking
+from tests.tracking.server import Server, postgres, wait_until
+from tests.tracking.test_mirror import client, history, make_run, runs, set_status, write_log
+from tsd.tracking.follow import mirror
+from tsd.tracking.mirror import sync_run
+from tsd.tracking.store import init
+from tsd.tracking.sync import sync_all
 
 PROCESSES, ROUNDS, STEPS = 8, 6, 10
 STOP_AFTER = 2
@@ -20,8 +23,8 @@ STOP_AFTER = 2
 WRITER = f"""
 import sys, time
 from pathlib import Path
-from tests.engine.test_tracking import set_status, write_log
-from tsd.engine import tracking
+from tests.tracking.test_mirror import set_status, write_log
+from tsd.tracking.follow import mirror
 
 folder, uri, flags = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 for turn in range(1, {ROUNDS} + 1):
@@ -34,7 +37,7 @@ for turn in range(1, {ROUNDS} + 1):
             time.sleep(0.1)
     write_log(folder, range(1, turn * {STEPS} + 1))
     (folder / f"checkpoints/step_{{turn * {STEPS}:08d}}.pth").touch()
-    told = tracking.mirror(folder, uri)
+    told = mirror(folder, uri)
     if turn == {STOP_AFTER} + 1:
         assert not told, "the server was killed"
         (flags / f"{{folder.parents[1].name}}.failed").touch()
@@ -55,7 +58,7 @@ def server(tmp_path_factory):
 
 def test_eight_trainings_and_a_server_that_dies_lose_nothing(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    tracking.init(tmp_path, server.uri, ["tsd-demo"])
+    init(tmp_path, server.uri, ["tsd-demo"])
     names = [f"experiment_{letter}" for letter in "abcdefgh"[:PROCESSES]]
     folders = [make_run(tmp_path, name, status="RUNNING", steps=1) for name in names]
     flags = tmp_path / "flags"
@@ -111,12 +114,12 @@ def test_a_server_that_is_away_at_any_moment_costs_nothing(server, tmp_path, mon
         (folder / f"checkpoints/step_{steps:08d}.pth").touch()
         if name == "end":
             set_status(folder, "FINISHED")
-        told.append(tracking.mirror(folder, server.uri))
+        told.append(mirror(folder, server.uri))
         if name == moment:
             assert "`tsd mlflow sync` will catch up" in capsys.readouterr().err
             server.start()
     assert told == [name != moment for name in ("start", "middle", "end")]
-    assert tracking.sync_all(tmp_path, server.uri).failed == []
+    assert sync_all(tmp_path, server.uri).failed == []
     (run,) = [run for run in runs(server.uri) if run.data.tags["experiment"] == f"down_at_{moment}"]
     assert run.info.status == "FINISHED"
     assert len(history(server.uri, run.info.run_id, "loss")) == 30
@@ -124,7 +127,7 @@ def test_a_server_that_is_away_at_any_moment_costs_nothing(server, tmp_path, mon
 
 def test_the_server_holds_the_artifacts(server, tmp_path):
     folder = make_run(tmp_path, "with_artifacts")
-    run_id = tracking.sync_run(folder, server.uri)
+    run_id = sync_run(folder, server.uri)
     names = {entry.path for entry in client(server.uri).list_artifacts(run_id)}
     assert {"config.py", "experiment.yaml", "log.jsonl", "metrics.json", "pictures"} <= names
     path = Path(client(server.uri).download_artifacts(run_id, "metrics.json", str(tmp_path)))

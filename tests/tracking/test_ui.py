@@ -8,8 +8,9 @@ import pytest
 
 from tests.conftest import free_port
 from tests.engine.browser import find_chromium, visit
-from tests.engine.test_tracking import client, make_run, wait_for
-from tsd.engine import tracking
+from tests.tracking.test_mirror import client, make_run, wait_for
+from tsd.tracking.mirror import sync_run
+from tsd.tracking.store import init, tracking_uri
 
 pytestmark = pytest.mark.browser
 
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.browser
 def test_all_runs_are_listed_with_their_ap_and_two_can_be_compared(tmp_path, monkeypatch):
     find_chromium()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = tracking.tracking_uri(tmp_path)
-    (page,) = tracking.init(tmp_path, uri, ["tsd-demo"])
-    ids = [tracking.sync_run(make_run(tmp_path, name), uri) for name in ("baseline", "tsd_joint", "tsd_pc")]
+    uri = tracking_uri(tmp_path)
+    (page,) = init(tmp_path, uri, ["tsd-demo"])
+    ids = [sync_run(make_run(tmp_path, name), uri) for name in ("baseline", "tsd_joint", "tsd_pc")]
     experiment = client(uri).get_experiment_by_name("tsd-demo").experiment_id
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from tests.conftest import free_port, tsd
-from tsd.engine import tracking
 from tsd.errors import InputError
+from tsd.tracking.follow import mirror
+from tsd.tracking.mirror import sync_run
+from tsd.tracking.store import init, tracking_uri
 
 
 def make_run(root: Path, experiment="tsd_pc", seed=0, status="FINISHED", steps=20, error=None) -> Path:
@@ -52,8 +54,8 @@ def write_log(folder, steps):
 def store(tmp_path, monkeypatch):
     """(root, URI) of an initialised sqlite store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = tracking.tracking_uri(tmp_path)
-    tracking.init(tmp_path, uri, ["tsd-demo"])
+    uri = tracking_uri(tmp_path)
+    init(tmp_path, uri, ["tsd-demo"])
     return tmp_path, uri
 
 
@@ -74,7 +76,7 @@ def history(uri, run_id, key):
 
 def test_everything_of_a_run_is_there(store):
     root, uri = store
-    run_id = tracking.sync_run(make_run(root), uri)
+    run_id = sync_run(make_run(root), uri)
     (run,) = runs(uri)
     assert run.info.run_id == run_id
     assert run.info.run_name == "tsd_pc seed0"
@@ -97,9 +99,9 @@ def test_everything_of_a_run_is_there(store):
 def test_doing_it_twice_changes_nothing(store):
     root, uri = store
     folder = make_run(root)
-    first = tracking.sync_run(folder, uri)
+    first = sync_run(folder, uri)
     before = {key: history(uri, first, key) for key in ("loss", "lr", "AP", "val/AP50")}
-    assert tracking.sync_run(folder, uri) == first
+    assert sync_run(folder, uri) == first
     assert {key: history(uri, first, key) for key in before} == before
     assert len(runs(uri)) == 1
 
@@ -108,29 +110,29 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store):
     root, uri = store
     folder = make_run(root, status="RUNNING", steps=12)
     (folder / "checkpoints/step_00000010.pth").touch()
-    first = tracking.sync_run(folder, uri)
+    first = sync_run(folder, uri)
     assert [step for step, _ in history(uri, first, "loss")] == list(range(1, 11)), "later steps will be done again"
     set_status(folder, "FAILED", "DivergedError: loss became nan")
-    tracking.sync_run(folder, uri)
+    sync_run(folder, uri)
     (run,) = runs(uri)
     assert run.info.status == "FAILED"
     assert run.data.tags["error"] == "DivergedError: loss became nan"
     write_log(folder, range(1, 21))
     set_status(folder, "FINISHED")
-    assert tracking.sync_run(folder, uri) == first
+    assert sync_run(folder, uri) == first
     assert [step for step, _ in history(uri, first, "loss")] == list(range(1, 21))
     assert runs(uri)[0].info.status == "FINISHED"
 
 
 def test_a_run_hangs_under_its_table_and_is_found_by_every_one(store):
     root, uri = store
-    tracking.init(root, uri, ["tsd-demo"], {"table3": "Ablation studies on PC"})
-    tracking.init(root, uri, ["tsd-demo"], {"table3": "Ablation studies on PC"})
+    init(root, uri, ["tsd-demo"], {"table3": "Ablation studies on PC"})
+    init(root, uri, ["tsd-demo"], {"table3": "Ablation studies on PC"})
     folder = make_run(root)
     described = yaml.safe_load((folder / "experiment.yaml").read_text())
     described["tables"] = ["ablation/tsd_pc", "table3/tsd_pc", "table9/small_tsd", "table9/large_tsd"]
     (folder / "experiment.yaml").write_text(yaml.safe_dump(described))
-    run_id = tracking.sync_run(folder, uri)
+    run_id = sync_run(folder, uri)
     number = client(uri).get_experiment_by_name("tsd-demo").experiment_id
     (parent,) = client(uri).search_runs([number], "tags.`tsd.table` = 'table3'")
     assert parent.info.run_name == "table3: Ablation studies on PC"
@@ -144,16 +146,16 @@ def test_a_run_hangs_under_its_table_and_is_found_by_every_one(store):
 def test_a_run_deleted_in_mlflow_is_made_again(store):
     root, uri = store
     folder = make_run(root)
-    first = tracking.sync_run(folder, uri)
+    first = sync_run(folder, uri)
     client(uri).delete_run(first)
-    assert tracking.sync_run(folder, uri) != first
+    assert sync_run(folder, uri) != first
 
 
 def test_several_processes_can_write_at_once(store):
     root, uri = store
     folders = [make_run(root, seed=seed) for seed in range(3)]
     code = (
-        "import sys, pathlib as p; from tsd.engine.tracking import sync_run; sync_run(p.Path(sys.argv[1]), sys.argv[2])"
+        "import sys, pathlib as p; from tsd.tracking.mirror import sync_run; sync_run(p.Path(sys.argv[1]), sys.argv[2])"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, str(folder), uri]) for folder in folders]
     assert [process.wait(timeout=200) for process in started] == [0, 0, 0]
@@ -166,7 +168,7 @@ def test_a_server_that_is_down_costs_nothing_and_sync_catches_up(tmp_path, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     folder = make_run(tmp_path)
     started = time.monotonic()
-    assert tracking.mirror(folder, uri) is False
+    assert mirror(folder, uri) is False
     assert time.monotonic() - started < 60
     assert (folder / "mlflow.pending").exists()
     assert "tsd mlflow sync" in capsys.readouterr().err
@@ -204,16 +206,16 @@ def wait_for(url):
 
 def test_the_store_is_beside_the_repository_unless_the_environment_says_otherwise(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other/x.db")
-    assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/other/x.db"
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/other/x.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://login:5000")
-    assert tracking.tracking_uri(tmp_path) == "http://login:5000"
+    assert tracking_uri(tmp_path) == "http://login:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://tsd@db/mlflow")
-    assert tracking.tracking_uri(tmp_path) == "postgresql+psycopg2://tsd@db/mlflow"
+    assert tracking_uri(tmp_path) == "postgresql+psycopg2://tsd@db/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://login:5000")
     with pytest.raises(InputError, match=r"expected one of sqlite, http, .* before ://, got 'htp'"):
-        tracking.tracking_uri(tmp_path)
+        tracking_uri(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(InputError, match="no longer takes file stores"):
-        tracking.tracking_uri(tmp_path)
+        tracking_uri(tmp_path)

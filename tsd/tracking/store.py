@@ -1,0 +1,195 @@
+"""Where MLflow keeps the runs: the store, its experiments, and the views that a person opens."""
+
+import ipaddress
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tsd.errors import InputError
+
+KEY = "tsd.key"
+"""Tag that identifies a run: suite/experiment/digest/seed<k>."""
+
+PARENT = "tsd.table"
+"""Tag of a table's parent run. A run hangs under the first of its tables, and has a tag ``table3 = row`` of each."""
+
+VIEW = "results"
+"""Name of the run list's shared view, whose columns are the AP figures."""
+
+_COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
+    *(f"tags.`{name}`" for name in ("recipe", "git_commit", "data_digest")),
+)
+
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+"""Stores that hold runs: a file, a server, or a server's data base."""
+
+
+def tracking_uri(root: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, or the sqlite file beside the repository; a relative sqlite path is made absolute.
+
+    Raises:
+        InputError: a file store, which MLflow no longer takes, or something that is no store.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{(root / uri.removeprefix('sqlite:///')).resolve()}"
+    if "://" not in uri or uri.startswith("file:"):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={without_password(uri)}: MLflow no longer takes file stores; use "
+            "sqlite:///FILE.db or a server's http://…"
+        )
+    scheme = uri.split("://")[0].split("+")[0]
+    if scheme not in SCHEMES:
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={without_password(uri)}: expected one of {', '.join(SCHEMES)} before ://, got "
+            f"{without_password(scheme)!r}"
+        )
+    return uri
+
+
+def without_password(uri: str) -> str:
+    """The URI as messages show it: without its user, password and options, however badly it is written."""
+    scheme, separator, rest = uri.partition("://") if "://" in uri else ("", "", uri)
+    return f"{scheme}{separator}{rest if rest.startswith('/') else rest.rpartition('@')[2]}".partition("?")[0]
+
+
+def why_not_from_here(uri: str, environ: Mapping[str, str]) -> str | None:
+    """Why this process is not to write to the store, as a part of a sentence; None where it may.
+
+    Jobs of a cluster run on many nodes: a sqlite file on their shared file system does not take many writers, and a
+    loopback address is another machine on each node.
+
+    Args:
+        uri: of the store.
+        environ: the process's environment, in which Slurm names its job.
+    """
+    if "SLURM_JOB_ID" not in environ:
+        return None
+    if uri.startswith("sqlite:"):
+        return "a sqlite file does not take the jobs of a cluster as writers"
+    try:
+        host = urlsplit(uri).hostname or ""
+    except ValueError:  # what is no address is told by who tries it
+        return None
+    return f"{host or 'a socket'} is this node's own" if is_loopback(host) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means the machine itself; an empty one does."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "" or host == "localhost" or host.startswith("localhost.") or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def init(root: str | Path, uri: str, experiments: list[str], tables: Mapping[str, str] | None = None) -> list[str]:
+    """Create the store, its experiments, and in them a parent run per table.
+
+    One process must do it before several write to a fresh sqlite file, whose schema it makes.
+
+    Args:
+        root: the repository.
+        uri: of the store.
+        experiments: names of MLflow experiments.
+        tables: names and titles of the tables.
+
+    Returns:
+        For each experiment the page of MLflow's UI that lists its runs with their AP columns, to be put behind the
+        server's address.
+    """
+    client = connect(uri)
+    pages = []
+    for name in experiments:
+        number = experiment_id(client, name, Path(root), uri)
+        for table, title in (tables or {}).items():
+            the_run(client, number, PARENT, table, name=f"{table}: {title}")
+        client.set_experiment_tag(number, f"mlflow.sharedViewState.{VIEW}", json.dumps({"selectedColumns": _COLUMNS}))
+        pages.append(f"/#/experiments/{number}/runs?viewStateShareKey={VIEW}")
+    return pages
+
+
+def find_run(uri: str, suite: str, key: str) -> str | None:
+    """Id of the MLflow run that mirrors a run; None if there is none, or no store yet.
+
+    Raises:
+        Exception: whatever MLflow raises where its server can't be reached.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None
+    client = connect(uri)
+    experiment = client.get_experiment_by_name(f"tsd-{suite}")
+    if experiment is None:
+        return None
+    found = _tagged(client, experiment.experiment_id, KEY, key)
+    return str(found[0].info.run_id) if found else None
+
+
+def parent_of(client: Any, experiment: str, table: str) -> str | None:
+    """Id of a table's parent run; None if there is none."""
+    found = _tagged(client, experiment, PARENT, table)
+    return str(found[0].info.run_id) if found else None
+
+
+def the_run(client: Any, experiment: str, tag: str, value: str, *, name: str, started: int | None = None) -> Any:
+    """The MLflow run with that value of a tag, made if there is none.
+
+    Two processes can make one at the same time. Each then looks again: the one that does so later sees both, and all
+    agree on which one stays. The other is deleted, as a person deletes a run; MLflow lists it no more.
+
+    Args:
+        client: of the store.
+        experiment: id of the experiment.
+        tag: name of the tag.
+        value: its value.
+        name: of a new run.
+        started: when it began, in milliseconds since 1970; None for now.
+    """
+    found = _tagged(client, experiment, tag, value)
+    if not found:
+        client.create_run(experiment, start_time=started, run_name=name, tags={tag: value})
+        found = _tagged(client, experiment, tag, value)
+    for other in found[1:]:
+        client.delete_run(other.info.run_id)
+    return found[0]
+
+
+def _tagged(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
+    """Runs with that value of a tag; the one that stays comes first."""
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=100)
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def connect(uri: str) -> Any:
+    """MLflow's client for a store. A dead server must cost seconds: MLflow's own defaults retry for minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: Any, name: str, root: Path, uri: str) -> str:
+    """Id of the experiment, which is made if there is none, and restored if it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = (root / "mlruns" / name).resolve().as_uri() if uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
