@@ -593,10 +593,11 @@ def _mlflow_sync(args: Args) -> int:
     from tsd.tracking.store import tracking_uri, without_password
     from tsd.tracking.sync import sync_all
 
-    if args.suite:
-        _suite_or_results(args.suite)
+    _check_sync(args)
     root = Path()  # so that folders are told as a person types them
     uri = tracking_uri(root)
+    if args.watch:
+        return _mlflow_watch(args, root, uri)
     report = sync_all(root, uri, args.suite, pending=args.pending, titles=_titles)
     print(f"{len(report.synced)} runs in step with MLflow, {len(report.failed)} failed")
     for reason in report.reasons:
@@ -610,12 +611,42 @@ def _mlflow_sync(args: Args) -> int:
     return 1 if report.failed else 0
 
 
+def _check_sync(args: Args) -> None:
+    if args.suite:
+        _suite_or_results(args.suite)
+    if args.until_done and not (args.watch and args.suite):
+        raise InputError("tsd mlflow sync --until-done: expected --watch and --suite NAME, whose runs are waited for")
+    if args.watch and (args.pending or args.output):
+        raise InputError("tsd mlflow sync --watch: expected neither --pending nor --output: it follows all runs")
+
+
 def _suite_or_results(name: str) -> None:
     """A suite that is gone from params may still have runs."""
     from tsd.engine.params import load_suite
 
     if not Path("results", name).is_dir():
         load_suite(name)
+
+
+def _mlflow_watch(args: Args, root: Path, uri: str) -> int:
+    from tsd.engine.identity import data_digest
+    from tsd.engine.params import get_runs, load_suite
+    from tsd.tracking.sync import Watcher, has_ended, watch
+
+    def missing() -> list[str]:
+        suite = load_suite(args.suite)
+        runs = get_runs(suite, data_digest(suite))
+        return [run.key for run in runs if not (run.metrics_file.exists() or has_ended(run.folder, run.eval_folder))]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        watcher = Watcher(root, uri, args.suite, _titles)
+        return 0 if watch(watcher, args.watch, missing if args.until_done else None) else 1
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _suite(args: Args) -> Any:
@@ -910,6 +941,15 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(mlflow, "sync", _mlflow_sync, "bring MLflow up to date with the files; twice makes no duplicates")
     verb.add_argument("--suite", help="default: all")
     verb.add_argument("--pending", action="store_true", help="only runs with mlflow.pending, and the tables")
+    verb.add_argument(
+        "--watch",
+        type=_positive,
+        nargs="?",
+        const=30,
+        metavar="SECONDS",
+        help="look for changes every so many seconds (default: %(const)s), until Ctrl-C or SIGTERM",
+    )
+    verb.add_argument("--until-done", action="store_true", help="with --watch: until all runs of the suite have ended")
     verb.add_argument("--output", type=Path, help="JSON that says what is in step; a server that is down is no failure")
     return parser
 

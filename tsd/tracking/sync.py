@@ -1,10 +1,14 @@
-"""All runs of a folder ``results/`` → MLflow."""
+"""All runs of a folder ``results/`` → MLflow: once, or again and again while trainings go on elsewhere."""
 
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tsd.files import read_json
 from tsd.tracking.follow import PENDING, mark, settle
+from tsd.tracking.mirror import newest_metrics, newest_step
 from tsd.tracking.process import NoAnswerError, Process, RefusedError
 from tsd.tracking.store import without_password
 
@@ -13,6 +17,9 @@ PER_RUN = 120.0
 
 Titles = Callable[[str], Mapping[str, str]]
 """Suite → names and titles of the tables that it makes."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Name, size and time of each file that says that there is something new."""
 
 
 class AwayError(Exception):
@@ -120,3 +127,136 @@ def _failed(report: SyncReport, folder: Path, reason: str) -> None:
 def suite_of(folder: Path) -> str:
     """Suite of a run's folder, ``results/<suite>/runs/<experiment>/<digest>/seed<k>``."""
     return folder.parents[3].name
+
+
+def has_ended(folder: Path, evaluation: Path) -> bool:
+    """Whether nothing more is to be expected of a run: it has failed, or is trained and evaluated.
+
+    One that a scheduler stopped (``KILLED``) goes on with its next attempt.
+
+    Args:
+        folder: the run's folder.
+        evaluation: the folder of the evaluation that its suite asks for.
+    """
+    path = folder / "status.json"
+    status = read_json(path)["status"] if path.exists() else None
+    return status == "FAILED" or (status == "FINISHED" and (evaluation / "metrics.json").exists())
+
+
+class Watcher:
+    """Follows the runs' files, and tells a line for each change that it brought to MLflow.
+
+    Args:
+        root: the repository.
+        uri: of the store.
+        suite: whose runs; None for all.
+        titles: tables of a suite.
+        say: takes the lines.
+    """
+
+    def __init__(
+        self, root: Path, uri: str, suite: str | None, titles: Titles, say: Callable[[str], None] = print
+    ) -> None:
+        self.root, self.suite, self.say = root, suite, say
+        self.session = _Session(root, uri, titles)
+        self.where = without_password(uri)
+        self.seen: dict[Path, Stamp] = {}
+        self.refused: dict[Path, str] = {}
+        self.away = False
+
+    def look(self) -> bool:
+        """Bring to MLflow what changed since the last look; whether it is in step with all files now."""
+        todo = [(folder, _stamp(folder)) for folder in run_folders(self.root, self.suite)]
+        tables = sorted((self.root / "results").glob(f"{self.suite or '*'}/tables"))
+        work = [("sync_run", suite_of(folder), folder, stamp) for folder, stamp in todo]
+        work += [("sync_tables", folder.parent.name, folder, _stamp_of(folder.glob("*.*"))) for folder in tables]
+        changed = [item for item in work if self.seen.get(item[2]) != item[3]]
+        try:
+            taken = [self._bring(*item) for item in changed]
+        except AwayError as error:
+            if not self.away:
+                self._tell(f"MLflow at {self.where} does not answer ({error}); trying again")
+            self.away = True
+            return False
+        return all(taken)
+
+    def _bring(self, function: str, suite: str, folder: Path, stamp: Stamp) -> bool:
+        try:
+            self.session.bring(function, suite, folder)
+        except RefusedError as error:
+            if self.refused.get(folder) != str(error):
+                self._tell(f"{folder.relative_to(self.root)}: not taken by MLflow ({error})")
+            self.refused[folder] = str(error)
+            return False
+        finally:
+            if self.away and suite in self.session.ready:
+                self._tell(f"MLflow at {self.where} answers again")
+                self.away = False
+        self.seen[folder] = stamp
+        self.refused.pop(folder, None)
+        if function == "sync_run":
+            settle(folder)
+            self._tell(f"{'/'.join((suite, folder.parents[1].name, folder.name))}: {_state(folder)}")
+        else:
+            self._tell(f"{suite}: tables")
+        return True
+
+    def _tell(self, text: str) -> None:
+        self.say(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+def watch(watcher: Watcher, every: float, missing: Callable[[], list[str]] | None = None) -> bool:
+    """Look every so many seconds, until interrupted; whether MLflow was in step with the files in the end.
+
+    Args:
+        watcher: what looks.
+        every: seconds between two looks.
+        missing: gives what is waited for; the watch ends when that is nothing and MLflow is in step.
+    """
+    in_step = False
+    with watcher.session.process:
+        try:
+            while True:
+                done = missing is not None and not missing()  # asked first: what ends now is brought by the next look
+                in_step = watcher.look()
+                sys.stdout.flush()
+                if done and in_step:
+                    watcher.say("all runs have ended, and MLflow is in step with them")
+                    return True
+                time.sleep(every)
+        except KeyboardInterrupt:
+            watcher.say("stopped; " + ("MLflow is in step with the files" if in_step else "`tsd mlflow sync` goes on"))
+    return in_step
+
+
+def _stamp(folder: Path) -> Stamp:
+    """What changes with a run. Its log alone does not: MLflow gets its lines when a checkpoint confirms them."""
+    newest = newest_metrics(folder)
+    files = [folder / name for name in ("experiment.yaml", "environment.json", "config.py", "status.json")]
+    files += folder.glob("checkpoints/step_*.pth")
+    if newest is not None:
+        files += [newest, *newest.parent.glob("pictures/*.png")]
+    return _stamp_of(files)
+
+
+def _stamp_of(files: Iterable[Path]) -> Stamp:
+    found = []
+    for path in files:
+        try:
+            facts = path.stat()
+        except FileNotFoundError:  # an old checkpoint that was removed meanwhile
+            continue
+        found.append((str(path), facts.st_size, facts.st_mtime_ns))
+    return tuple(sorted(found))
+
+
+def _state(folder: Path) -> str:
+    """What a line says of a run."""
+    path = folder / "status.json"
+    status = read_json(path)["status"] if path.exists() else "not begun"
+    said = f"{status}, step {newest_step(folder)}" if status != "FINISHED" else status
+    if (metrics := newest_metrics(folder)) is not None:
+        figures = read_json(metrics)["metrics"]
+        name = next((name for name in ("AP", "AP50") if figures.get(name) is not None), None)
+        said += f", {name} {100 * figures[name]:.1f}" if name else ", evaluated"
+    return said
