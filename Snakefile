@@ -13,6 +13,7 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/tracking.smk"
 
 
 rule all:
@@ -22,3 +23,9 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.report.input,
+        rules.sync_tracking.output,
+
+
+# A run that failed belongs into MLflow too, and so do those that ended before it.
+onerror:
+    shell(f"tsd mlflow sync --suite {SUITE.name} --pending || true")

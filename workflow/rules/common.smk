@@ -21,6 +21,7 @@ from tsd.engine.params import (
 from tsd.errors import InputError
 from tsd.evaluation.draws import SUFFIX
 from tsd.report.tables import chosen_tables, experiments_of, load_figures, needs_models
+from tsd.tracking.follow import pending_since
 
 try:
     SUITE = load_suite(str(config.get("suite", "demo")))
@@ -162,6 +163,12 @@ def data_to_predict(wildcards):
     folder = run_of(wildcards) / "eval" / wildcards.test_digest
     predicted = (folder / f"predictions.{SUITE.predictions_suffix}").exists()
     return ancient(verified_data()) if predicted else verified_data()
+
+
+def behind_in_mlflow():
+    """Runs that MLflow lacks when Snakemake is started, and since when: a sync that failed changes that."""
+    since = {run.folder: pending_since(run.folder) for run in RUNS}
+    return [f"{folder} {time}" for folder, time in since.items() if time is not None]
 
 
 def models():
