@@ -562,16 +562,16 @@ def _mlflow_init(args: Args) -> int:
     from tsd.files import write_json
     from tsd.tracking.process import NoAnswerError, Process, RefusedError
     from tsd.tracking.store import tracking_uri, without_password
-    from tsd.tracking.sync import PER_RUN
+    from tsd.tracking.sync import PATIENCE
 
     _suite(args)
     root = Path.cwd()
     uri = tracking_uri(root)
     shown = without_password(uri)
-    wanted = {"root": root, "experiments": [f"tsd-{args.suite}"], "tables": _titles(args.suite)}
+    wanted: dict[str, Any] = {"root": root, "experiments": [f"tsd-{args.suite}"], "tables": _titles(args.suite)}
     with Process() as process:
         try:
-            pages = process.call("init", uri=uri, seconds=PER_RUN, **wanted)
+            pages = process.call("init", uri=uri, seconds=PATIENCE, **wanted)
         except (NoAnswerError, RefusedError) as error:  # a server that is down must not keep trainings from starting
             print(f"MLflow at {shown} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
             pages = []

@@ -299,3 +299,22 @@ def test_the_note_is_written_before_mlflow_is_asked(tmp_path):
         assert (folder / "mlflow.pending").exists()
         follower.end(0.1)
     assert json.loads((folder / "status.json").read_text())["status"] == "RUNNING"
+
+
+def test_a_long_update_has_as_long_as_it_moves(tmp_path, monkeypatch):
+    """A deadline is for a server that hangs: one that is slow gets through a log of days."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "from tsd.tracking import mirror\n"
+        "def slow(folder, uri, moved):\n"
+        "    for _ in range(6):\n"
+        "        time.sleep(1.0)\n"
+        "        moved()\n"
+        "    return 'done'\n"
+        "mirror.sync_run = slow\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    with Process() as process:
+        assert process.call("sync_run", seconds=3, uri="", folder="", while_moving=True) == "done"
+        with pytest.raises(NoAnswerError, match="no answer within 3 s"):
+            process.call("sync_run", seconds=3, uri="", folder="")

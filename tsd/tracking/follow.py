@@ -20,7 +20,7 @@ EVERY = 60.0
 """Seconds: MLflow is brought up to date at checkpoints, but not more often than this."""
 
 BESIDE = 120.0
-"""Seconds for an update that nobody waits for."""
+"""Seconds without a step forward, after which an update that nobody waits for gives up."""
 
 AT_END = 30.0
 """Seconds to wait for MLflow at the end of a training and of an evaluation."""

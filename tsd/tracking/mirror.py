@@ -6,7 +6,7 @@ also where several processes do it at once. A process of its own calls them (:mo
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,19 @@ ARTIFACTS = "tsd.artifacts"
 """Tag of a run: size and time of each file that was uploaded."""
 
 
-def sync_run(folder: str | Path, uri: str) -> str:
+def _nothing() -> None:
+    pass
+
+
+def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = _nothing) -> str:
     """Bring MLflow in step with a run's folder; returns the MLflow run's id.
 
     Lines of ``log.jsonl`` after the newest checkpoint are left for later: a resumed training writes them again.
+
+    Args:
+        folder: the run's folder.
+        uri: of the store.
+        moved: is called after each request that brought something.
 
     Raises:
         Exception: whatever MLflow raises.
@@ -36,12 +45,12 @@ def sync_run(folder: str | Path, uri: str) -> str:
     folder = Path(folder)
     while True:
         status = _json(folder / "status.json")
-        run_id = _sync(folder, uri, status)
+        run_id = _sync(folder, uri, status, moved)
         if _json(folder / "status.json") == status:  # else an older state was just put over a newer one
             return run_id
 
 
-def _sync(folder: Path, uri: str, status: dict[str, Any]) -> str:
+def _sync(folder: Path, uri: str, status: dict[str, Any], moved: Callable[[], None]) -> str:
     from mlflow.entities import Param, RunTag
 
     described = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
@@ -65,9 +74,9 @@ def _sync(folder: Path, uri: str, status: dict[str, Any]) -> str:
         client.log_batch(run_id, params=new[start : start + 100], tags=[] if start else changed)
     if "error" in known and "error" not in tags:
         client.delete_tag(run_id, "error")
-    _log_curves(client, run_id, folder, status, known.get(LOGGED))
+    _log_curves(client, run_id, _curves(folder, status, known.get(LOGGED)), known.get(LOGGED), moved)
     _log_results(client, run_id, folder, run.data.metrics)
-    _upload(client, run_id, folder, _files(folder), known.get(ARTIFACTS))
+    _upload(client, run_id, folder, _files(folder), known.get(ARTIFACTS), moved)
     _set_status(client, run.info, status)
     return str(run_id)
 
@@ -82,12 +91,13 @@ def _set_status(client: Any, info: Any, status: dict[str, Any]) -> None:
         client.set_terminated(info.run_id, status=state, end_time=ended)
 
 
-def _log_curves(client: Any, run_id: str, folder: Path, status: dict[str, Any], before: str | None) -> None:
-    from mlflow.entities import Metric, RunTag
+def _curves(folder: Path, status: dict[str, Any], before: str | None) -> list[Any]:
+    """The figures of ``log.jsonl`` that MLflow lacks."""
+    from mlflow.entities import Metric
 
     last = _last_step(folder, status)
     done: dict[str, int] = json.loads(before) if before else {}
-    metrics = [
+    return [
         Metric(_name(name), float(value), int(line["time"] * 1000), line["step"])
         for line in read_whole_lines(folder / "log.jsonl")
         for name, value in line.items()
@@ -96,11 +106,18 @@ def _log_curves(client: Any, run_id: str, folder: Path, status: dict[str, Any], 
         and isinstance(value, (int, float))
         and line["step"] > done.get(_name(name), -1)
     ]
+
+
+def _log_curves(client: Any, run_id: str, metrics: list[Any], before: str | None, moved: Callable[[], None]) -> None:
+    from mlflow.entities import RunTag
+
+    done: dict[str, int] = json.loads(before) if before else {}
     for start in range(0, len(metrics), BATCH):
         batch = metrics[start : start + BATCH]
         done |= {metric.key: metric.step for metric in batch}
         # MLflow stores the tag after the metrics. Killed between them, it gets those again, and keeps them once.
         client.log_batch(run_id, metrics=batch, tags=[RunTag(LOGGED, json.dumps(done, sort_keys=True))])
+        moved()
 
 
 def _last_step(folder: Path, status: dict[str, Any]) -> float:
@@ -150,12 +167,13 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in (*(folder / name for name in names), *results) if path.is_file()]
 
 
-def sync_tables(folder: str | Path, uri: str) -> int:
+def sync_tables(folder: str | Path, uri: str, moved: Callable[[], None] = _nothing) -> int:
     """Upload a suite's tables to their parent runs; returns how many tables are there.
 
     Args:
         folder: ``results/<suite>/tables``.
         uri: of the store.
+        moved: is called after each file.
     """
     folder = Path(folder)
     client = connect(uri)
@@ -167,14 +185,17 @@ def sync_tables(folder: str | Path, uri: str) -> int:
             continue
         run = client.get_run(parent)
         files = [path.with_suffix(f".{kind}") for kind in ("md", "csv", "tex")]
-        _upload(client, parent, folder, [file for file in files if file.is_file()], run.data.tags.get(ARTIFACTS))
+        files = [file for file in files if file.is_file()]
+        _upload(client, parent, folder, files, run.data.tags.get(ARTIFACTS), moved)
         if run.info.status != "FINISHED":
             client.set_terminated(parent, status="FINISHED")
         done += 1
     return done
 
 
-def _upload(client: Any, run_id: str, folder: Path, files: list[Path], before: str | None) -> None:
+def _upload(
+    client: Any, run_id: str, folder: Path, files: list[Path], before: str | None, moved: Callable[[], None]
+) -> None:
     """Upload what changed; a tag remembers what is there."""
     seen = json.loads(before) if before else {}
     for path in files:
@@ -184,6 +205,7 @@ def _upload(client: Any, run_id: str, folder: Path, files: list[Path], before: s
             client.log_artifact(run_id, str(path), "pictures" if path.suffix == ".png" else None)
             seen[name] = stamp
             client.set_tag(run_id, ARTIFACTS, json.dumps(seen, sort_keys=True))
+            moved()
 
 
 def _tags(described: dict[str, Any], environment: dict[str, Any], status: dict[str, Any]) -> dict[str, str]:

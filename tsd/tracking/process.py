@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,9 @@ from tsd.tracking.store import without_password
 
 STARTING = 60.0
 """Seconds for the process to import MLflow; on a cluster's file system that is most of its time."""
+
+MOVING = b"moving"
+"""What the process writes at each step forward of a long update."""
 
 
 class NoAnswerError(Exception):
@@ -54,7 +58,7 @@ class Process:
 
         Args:
             function: ``init``, ``sync_run`` or ``sync_tables``.
-            seconds: after which the process gives up, and ends.
+            seconds: after which the process gives up, and ends, if it has come no further.
             uri: of the store; it goes through a pipe, for it may hold a password.
             arguments: the function's others, of JSON's types, and paths.
 
@@ -75,12 +79,13 @@ class Process:
             raise NoAnswerError(self._end()) from None
         self.busy = True
 
-    def answer(self, seconds: float, *, patient: bool = False) -> Any:
+    def answer(self, seconds: float, *, patient: bool = False, while_moving: bool = False) -> Any:
         """Wait for the answer.
 
         Args:
             seconds: how long at most.
             patient: if there is none by then, leave the process to go on; otherwise kill it.
+            while_moving: so many seconds without a step forward, not in all.
 
         Raises:
             NoAnswerError: there is none by then.
@@ -90,15 +95,17 @@ class Process:
         if not self._imported:
             self._line(deadline, patient)
             self._imported = True
-        line = self._line(deadline, patient)
+        while (line := self._line(deadline, patient)) == MOVING:
+            if while_moving:
+                deadline = time.monotonic() + seconds
         self.busy = False
         answer = json.loads(line)
         if "error" in answer:
             raise RefusedError(_reason(answer["error"], self._uri))
         return answer["value"]
 
-    def call(self, function: str, *, seconds: float, uri: str, **arguments: Any) -> Any:
-        """Send a request, see :meth:`ask`, and wait for its answer, at most so many seconds once the process is up.
+    def call(self, function: str, *, seconds: float, uri: str, while_moving: bool = False, **arguments: Any) -> Any:
+        """Send a request, see :meth:`ask`, and wait for its answer, see :meth:`answer`, once the process is up.
 
         Raises:
             NoAnswerError: there is none by then.
@@ -108,7 +115,7 @@ class Process:
         if not self._imported:
             self._line(time.monotonic() + STARTING, patient=False)
             self._imported = True
-        return self.answer(seconds)
+        return self.answer(seconds, while_moving=while_moving)
 
     def _line(self, deadline: float, patient: bool) -> bytes:
         """The next line that the process writes, if it does so by the deadline."""
@@ -195,10 +202,16 @@ def _serve() -> None:
     from tsd.tracking import mirror, store
 
     print("ready", file=answers, flush=True)
+    request: dict[str, Any] = {}
+
+    def moved() -> None:
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+        print(MOVING.decode(), file=answers, flush=True)
+
     functions: dict[str, Callable[..., Any]] = {
         "init": store.init,
-        "sync_run": mirror.sync_run,
-        "sync_tables": mirror.sync_tables,
+        "sync_run": partial(mirror.sync_run, moved=moved),
+        "sync_tables": partial(mirror.sync_tables, moved=moved),
     }
     for line in sys.stdin:
         request = json.loads(line)

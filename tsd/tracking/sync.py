@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tsd.files import read_json
 from tsd.tracking.follow import PENDING, mark, settle
@@ -12,8 +13,8 @@ from tsd.tracking.mirror import newest_metrics, newest_step
 from tsd.tracking.process import NoAnswerError, Process, RefusedError
 from tsd.tracking.store import without_password
 
-PER_RUN = 120.0
-"""Seconds for one run; what it brought by then counts, and the next time goes on from there."""
+PATIENCE = 120.0
+"""Seconds without a step forward, after which a store counts as away."""
 
 Titles = Callable[[str], Mapping[str, str]]
 """Suite → names and titles of the tables that it makes."""
@@ -53,7 +54,7 @@ class _Session:
         """
         self._prepare(suite)
         try:
-            self.process.call(function, folder=folder.resolve(), uri=self.uri, seconds=PER_RUN)
+            self.process.call(function, folder=folder.resolve(), uri=self.uri, seconds=PATIENCE, while_moving=True)
         except NoAnswerError as error:
             self.ready.clear()
             raise AwayError(str(error)) from None
@@ -65,9 +66,13 @@ class _Session:
     def _prepare(self, suite: str) -> None:
         if suite in self.ready:
             return
-        arguments = {"root": self.root, "experiments": [f"tsd-{suite}"], "tables": dict(self.titles(suite))}
+        arguments: dict[str, Any] = {
+            "root": self.root,
+            "experiments": [f"tsd-{suite}"],
+            "tables": dict(self.titles(suite)),
+        }
         try:
-            self.process.call("init", uri=self.uri, seconds=PER_RUN, **arguments)
+            self.process.call("init", uri=self.uri, seconds=PATIENCE, **arguments)
         except (NoAnswerError, RefusedError) as error:
             raise AwayError(str(error)) from None
         self.ready.add(suite)
