@@ -128,8 +128,8 @@ def test_both_runs_are_in_mlflow(finished):
     assert parent.info.run_name == "ablation: Ablation of TSD"
     run("tsd", "mlflow", "sync", cwd=finished)
     parents = client.search_runs([experiment.experiment_id], "tags.`tsd.table` LIKE '%'")
-    assert {entry.data.tags["tsd.table"] for entry in parents} == {"ablation", "table2", "table3"}
-    assert len(parents) == 3  # once each
+    assert {entry.data.tags["tsd.table"] for entry in parents} == {"ablation", "changes", "table2", "table3"}
+    assert len(parents) == 4  # once each
     for entry in parents:
         names = {item.path for item in client.list_artifacts(entry.info.run_id)}
         assert {f"{entry.data.tags['tsd.table']}.{kind}" for kind in ("md", "csv", "tex")} <= names
