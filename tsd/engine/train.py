@@ -20,7 +20,6 @@ from tsd.errors import InputError
 from tsd.files import exclusive, read_json, write_json, write_text
 from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
 
-
 Watch = Callable[[int, float], str | None]
 """Is told each logged step and its loss as soon as they are known; a text ends the training, and is the reason."""
 
@@ -130,7 +129,7 @@ def _train_in_group(
     title = f"{run.experiment} seed{run.seed}"
 
     def saved(_: int) -> None:
-        if follower:
+        if follower is not None:
             follower.checkpoint()
 
     def logged(step: int, loss: float) -> None:
