@@ -235,7 +235,7 @@ def _train(args: Args) -> int:
     from tsd.tracking.store import tracking_uri
 
     run = _run(args)
-    command = distributed.launch(run.suite, args.arguments, os.environ)
+    command = distributed.launch(run, args.arguments, os.environ)
     if command is not None:
         print(" ".join(command), file=sys.stderr, flush=True)
         os.execvp(command[0], command)

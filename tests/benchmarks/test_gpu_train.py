@@ -51,7 +51,7 @@ def test_the_device_is_asked_for_in_a_copy_and_changes_no_digest(tmp_path, monke
     gpu_train.prepare(work, "demo", "cuda", 3)
     monkeypatch.chdir(work)
     there, here = load_suite("demo"), load_suite("demo", root=ROOT)
-    assert (there.resources["gpu"], there.resources["workers"], there.processes) == (1, 3, 1)
+    assert (there.resources["gpu"], there.resources["workers"], there.resources["processes"]) == (1, 3, 1)
     assert here.resources["gpu"] == 0
     assert there.settings == here.settings
     assert data_digest(there) == data_digest(here)

@@ -233,29 +233,53 @@ def test_two_agents_meet_as_on_two_nodes(prepared, reference, tmp_path, monkeypa
     assert_same(result(run_folder()), reference[2])
 
 
+def run_with(**resources):
+    suite = load_suite("tiny", root=ROOT)
+    return get_run(replace(suite, resources=suite.resources | resources), "tsd_pc", 0, "0" * 12)
+
+
 @pytest.fixture
-def suite(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    return load_suite("tiny")
+def slurm(tmp_path):
+    """The environment of a Slurm job's batch step, as Snakemake's plugin leaves it."""
+    (tmp_path / "srun").touch(mode=0o755)
+    return {"SLURM_JOB_ID": "81", "PATH": str(tmp_path)}
 
 
-def with_resources(suite, **resources):
-    return replace(suite, resources=suite.resources | resources)
-
-
-def test_sixteen_gpus_are_two_nodes_with_a_launcher_each(suite):
-    job = {"SLURM_JOB_ID": "81", "SLURMD_NODENAME": "n3"}
-    command = launch(with_resources(suite, gpu=16, nodes=2), ["train", "--seed", "1"], job)
-    assert command[:5] == ["srun", "--overlap", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+def test_sixteen_gpus_are_two_nodes_with_a_launcher_each(slurm):
+    job = slurm | {"SLURMD_NODENAME": "n3"}
+    command = launch(run_with(gpu=16, nodes=2, threads=32), ["train", "--seed", "1"], job)
+    assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert {"--cpus-per-task=32", "--kill-on-bad-exit=1"} <= set(command)
     assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n3:20081", "--rdzv-id=81"} <= set(command)
+    assert "--rdzv-conf=read_timeout=900,join_timeout=900" in command
     assert command[-5:] == ["-m", "tsd.cli", "train", "--seed", "1"]
 
 
-def test_one_process_needs_no_launcher_and_a_launched_one_trains(suite):
-    assert launch(suite, ["train"], {}) is None
-    four = with_resources(suite, gpu=4)
+def test_one_process_needs_no_launcher_and_a_launched_one_trains():
+    assert launch(run_with(), ["train"], {}) is None
+    four = run_with(gpu=4)
+    assert launch(four, ["train"], {})[0] == sys.executable
     assert "--standalone" in launch(four, ["train"], {})
     assert launch(four, ["train"], {"WORLD_SIZE": "4"}) is None
+
+
+def test_in_a_slurm_job_srun_starts_what_trains_so_that_signals_reach_it(slurm):
+    command = launch(run_with(gpu=4, threads=8), ["train"], slurm)
+    assert command[:4] == ["srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    assert {"--standalone", "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"} <= set(command)
+    assert "--overlap" not in command
+    assert "--overlap" in launch(run_with(gpu=4), ["train"], slurm | {"SLURM_STEP_ID": "0"})
+    one = launch(run_with(gpu=1), ["train"], slurm)
+    assert one[0] == "srun"
+    assert one[-6:] == ["env", "WORLD_SIZE=1", sys.executable, "-m", "tsd.cli", "train"]
+    assert launch(run_with(gpu=1), ["train"], slurm | {"WORLD_SIZE": "1"}) is None
+
+
+def test_without_srun_or_gpus_or_in_a_step_of_its_own_one_process_trains_itself(slurm):
+    assert launch(run_with(gpu=1), ["train"], slurm | {"SLURM_STEP_ID": "0"}) is None
+    assert launch(run_with(gpu=0), ["train"], slurm) is None
+    assert launch(run_with(gpu=1), ["train"], slurm | {"PATH": "/nowhere"}) is None
+    assert launch(run_with(gpu=4), ["train"], slurm | {"PATH": "/nowhere"})[0] == sys.executable
 
 
 @pytest.mark.parametrize(
@@ -266,9 +290,23 @@ def test_one_process_needs_no_launcher_and_a_launched_one_trains(suite):
         ({"gpu": 4, "nodes": 2}, {}, "this is no Slurm job"),
     ],
 )
-def test_what_can_not_be_launched_says_so(suite, resources, environment, message):
+def test_what_can_not_be_launched_says_so(resources, environment, message):
     with pytest.raises(InputError, match=message):
-        launch(with_resources(suite, **resources), ["train"], environment)
+        launch(run_with(**resources), ["train"], environment)
+
+
+def test_a_network_that_is_not_there_is_named_with_what_to_do():
+    program = "from tsd.engine.distributed import process_group\nwith process_group(False): pass"
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    environment = os.environ | place | {"GLOO_SOCKET_IFNAME": "nowhere0"}
+    command = [sys.executable, "-c", program]
+    both = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert f"can't meet the others at 127.0.0.1:{place['MASTER_PORT']}" in errors[0] + errors[1]
+    assert "`export GLOO_SOCKET_IFNAME=INTERFACE` before Snakemake is started" in errors[0] + errors[1]
 
 
 def test_a_batch_that_can_not_be_shared_out_is_named(prepared, tmp_path, monkeypatch):

@@ -170,6 +170,20 @@ def set_key(*path, value):
         (set_key("recipe", value="papers"), "recipe: expected one of paper, released"),
         (set_key("data", "format", value="voc"), "data.format: expected one of generated, coco"),
         (set_key("resources", "gpus", value=8), "resources.gpus: unknown key (did you mean 'gpu'?)"),
+        (set_key("resources", "device", value="gpu"), 'resources.device: expected one of cpu, got "gpu"'),
+        (set_key("resources", "margin", value=-1), "resources.margin: expected minutes before the end of a Slurm job"),
+        (
+            set_key("experiment_resources", value={"tsd_cp": {"gpu": 8}}),
+            "experiment_resources.tsd_cp: the suite has no such experiment (did you mean 'tsd_pc'?)",
+        ),
+        (
+            set_key("experiment_resources", value={"tsd_pc": {"gpus": 8}}),
+            "experiment_resources.tsd_pc.gpus: unknown key (did you mean 'gpu'?)",
+        ),
+        (
+            set_key("experiment_resources", value={"tsd_pc": {"gpu": 3}}),
+            "tsd_pc: schedule.batch_size: 4 pictures a step can't be spread evenly over the 3 processes",
+        ),
         (set_key("override", "schedule", "milestones", value=[2]), "schedule.milestones: expected epochs below"),
         (lambda content: content.pop("seeds"), "tiny.yaml: seeds: missing key"),
         (set_key("override", "schedule", "lr", value=float("nan")), "override.schedule.lr: expected a finite number"),
@@ -188,6 +202,30 @@ def test_mistakes_in_a_suite_are_named(project, change, message):
         load_suite("tiny")
     assert message in str(error.value)
     assert "params/suites/tiny.yaml" in str(error.value)
+
+
+def test_an_experiment_may_ask_for_more_and_its_digest_stays(project):
+    before = run_of("tsd_pc").digest
+    edit(project, lambda s: s.update(experiment_resources={"tsd_pc": {"gpu": 2, "device": "cpu"}}))
+    wide, usual = run_of("tsd_pc"), run_of("baseline")
+    assert (wide.processes, wide.resources["threads"], wide.on_gpu) == (2, 1, False)
+    assert (usual.processes, usual.resources["gpu"]) == (1, 0)
+    assert wide.digest == before
+
+
+@pytest.mark.parametrize(("name", "wide"), [("coco", 1), ("openimages", 4)])
+def test_the_papers_batch_is_on_one_node_and_what_needs_more_memory_on_two(root, name, wide):
+    suite = load_suite(name, root=root)
+    shapes = {}
+    for experiment in suite.experiments:
+        run = get_run(suite, experiment, 0, "0" * 12)
+        pictures = run.settings["schedule"]["batch_size"] // run.processes
+        shapes.setdefault((run.resources["gpu"], run.resources["nodes"], pictures), []).append(experiment)
+        assert run.resources["runtime"] <= 1440
+    assert shapes.keys() == {(8, 1, 4), (16, 2, 2)}
+    senet = [name for name in suite.experiments if suite.settings[name]["backbone"].get("type") == "senet154"]
+    assert shapes[16, 2, 2] == senet
+    assert len(senet) == wide
 
 
 def test_mistakes_in_experiments_are_named(project):

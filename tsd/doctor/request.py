@@ -42,13 +42,21 @@ class Request:
         return None
 
 
-def read_request(suite: Suite, profile: dict[str, Any]) -> Request:
+def read_request(suite: Suite, profile: dict[str, Any], experiment: str | None = None) -> Request:
     """What Snakemake hands to sbatch: ``set-resources`` and ``set-threads`` of the rule go before the suite's.
+
+    Args:
+        suite: the suite.
+        profile: content of ``slurm/profile.yaml``.
+        experiment: one that has resources of its own; None for those of all others.
 
     Raises:
         InputError: a resource of the profile that is no number, such as a formula, which is not computed here.
     """
     own, asked, resources = _of_rule(profile.get("set-resources")), resources_of(profile), suite.resources
+    where = "resources"
+    if experiment:
+        resources, where = suite.resources_of(experiment), f"experiment_resources.{experiment}"
 
     def number(*names: str, default: int) -> int:
         name = next((name for name in names if name in asked and (name in own or name not in resources)), None)
@@ -77,7 +85,7 @@ def read_request(suite: Suite, profile: dict[str, Any]) -> Request:
         memory=memory,
         runtime=number("runtime", default=resources["runtime"]),
         feature=str(asked.get("constraint") or ""),
-        source=f"set-resources in {PROFILE}" if changed else f"resources in params/suites/{suite.name}.yaml",
+        source=f"set-resources in {PROFILE}" if changed else f"{where} in params/suites/{suite.name}.yaml",
     )
 
 

@@ -2,6 +2,7 @@
 
 import getpass
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,27 @@ def slurm(context: Context) -> list[Check]:
         lines.append(Check("Slurm", "warning" if default else "error", f"{where}: {taken}", remedy))
         name = default
     if name:
-        lines.append(_partitions(context, str(name), nodes, profile))
+        lines += _partitions(context, str(name), nodes, profile)
     return [*lines, _account(asked.get("slurm_account"), profile, path)]
 
 
-def _partitions(context: Context, names: str, nodes: list[Nodes], profile: dict[str, Any]) -> Check:
+def _partitions(context: Context, names: str, nodes: list[Nodes], profile: dict[str, Any]) -> list[Check]:
+    """A line for each size of training."""
+    lines: dict[Request, Check] = {}
+    for experiment in (None, *context.suite.experiment_resources):
+        try:
+            request = read_request(context.suite, profile, experiment)
+        except InputError as error:
+            remedy = "Look yourself whether the nodes have it: `sinfo --Node --long`."
+            return [Check("Slurm", "warning", sentence(error), remedy)]
+        size = replace(request, source="")
+        if size not in lines:
+            lines[size] = _best_partition(names, nodes, request)
+    return list(lines.values())
+
+
+def _best_partition(names: str, nodes: list[Nodes], request: Request) -> Check:
     """One of several partitions will do, but sbatch refuses a name that it does not know."""
-    try:
-        request = read_request(context.suite, profile)
-    except InputError as error:
-        remedy = "Look yourself whether the nodes have it: `sinfo --Node --long`."
-        return Check("Slurm", "warning", sentence(error), remedy)
     listed = list(dict.fromkeys(name.strip() for name in names.split(",")))
     unknown = [name for name in listed if name not in {group.partition for group in nodes}]
     checks = [_partition(name, nodes, request) for name in unknown or listed]

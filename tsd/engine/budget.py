@@ -50,15 +50,25 @@ def _trained(run: Run) -> bool:
 
 
 def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> str:
-    """The limit on time is an upper bound of each attempt; finished runs of the suite say what it really takes."""
-    gpus, limit = suite.resources["gpu"], suite.resources["runtime"] / 60
-    unit, count = (f"GPU-hours on {_number(gpus, 'GPU')}", gpus) if gpus else ("hours of a process", suite.processes)
-    text = f"{unit} each: at most {len(todo) * count * limit:,.0f}, {len(todo)} trainings × {limit:g} h limit"
+    """The limit on time is one job's, and a training may need several; finished runs say what it really takes."""
+    widths = sorted({_width(run) for run in todo or runs})
+    unit = "GPU-hours on" if suite.resources["gpu"] else "hours of"
+    what = "GPU" if suite.resources["gpu"] else "process"
+    width = f"{' or '.join(map(str, widths))} {what if widths == [1] else f'{what}s' if what == 'GPU' else f'{what}es'}"
+    at_limit = sum(_width(run) * run.resources["runtime"] / 60 for run in todo)
+    limits = " or ".join(f"{limit / 60:g}" for limit in sorted({run.resources["runtime"] for run in todo or runs}))
+    text = (
+        f"{unit} {width} each: {at_limit:,.0f} if each of the {len(todo)} trainings takes its job's limit of {limits} h"
+    )
     measured = [hours for run in runs if (hours := duration(run)) is not None]
     if measured:
-        mean = sum(measured) / len(measured)
-        text += f"; {len(todo) * count * mean:,.1f} by the {len(measured)} that are finished ({mean:.2f} h each)"
+        mean, number = sum(measured) / len(measured), sum(map(_width, todo))
+        text += f"; {number * mean:,.1f} by the {len(measured)} that are finished ({mean:.2f} h each)"
     return text
+
+
+def _width(run: Run) -> int:
+    return run.resources["gpu"] or run.processes
 
 
 def duration(run: Run) -> float | None:

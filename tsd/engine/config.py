@@ -28,7 +28,7 @@ def build_config(run: Run, work_dir: Path) -> Config:
     """
     settings, suite = run.settings, run.suite
     classes = read_classes(run)
-    on_gpu = suite.resources["gpu"] > 0
+    on_gpu = run.on_gpu
     pretrained = settings["backbone"]["pretrained"]
     return {
         "default_scope": "mmdet",
@@ -97,7 +97,7 @@ def read_classes(run: Run) -> list[str]:
 
 
 def _data(run: Run, classes: list[str]) -> Config:
-    settings, suite = run.settings, run.suite
+    settings = run.settings
     size, flip = tuple(settings["input"]["size"]), settings["input"]["flip"]
     masks = {"with_mask": True} if has_masks(settings) else {}
     load: list[Config] = [{"type": "StrictLoadImage"}, {"type": "LoadAnnotations", "with_bbox": True, **masks}]
@@ -110,7 +110,7 @@ def _data(run: Run, classes: list[str]) -> Config:
     to_legacy = [{"type": "InclusiveBoxes"}] if legacy else []
     train_pipeline = [*load, train_resize, {"type": "RandomFlip", "prob": flip}, *to_legacy, {"type": "PackDetInputs"}]
     pack = {"type": "PackDetInputs", "meta_keys": ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]}
-    workers = suite.resources["workers"]
+    workers = run.resources["workers"]
     loader: Config = {"num_workers": workers, "persistent_workers": workers > 0}
     if workers:
         loader["worker_init_fn"] = {"type": "ignore_stop_signals"}
@@ -132,7 +132,7 @@ def _data(run: Run, classes: list[str]) -> Config:
             "tta_cfg": {"nms": rcnn["nms"], "max_per_img": rcnn["max_per_img"]},
         }
     evaluator = _evaluator(run)
-    if suite.processes > 1:
+    if run.processes > 1:
         evaluator["collect_device"] = (
             "gpu"  # by messages, in mmengine's words; its other way is a folder on a shared disk
         )
@@ -140,7 +140,7 @@ def _data(run: Run, classes: list[str]) -> Config:
         evaluator["inclusive"] = True
     return {
         "train_dataloader": {
-            "batch_size": settings["schedule"]["batch_size"] // suite.processes,
+            "batch_size": settings["schedule"]["batch_size"] // run.processes,
             **loader,
             "sampler": _sampler(run),
             "batch_sampler": {"type": "ResumableBatchSampler"},

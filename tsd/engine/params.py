@@ -11,7 +11,7 @@ import math
 import re
 import runpy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +40,7 @@ TRAIN_DATA = {"group_of": "positive", "hierarchy": "none", "sampling": "class_aw
 with replacement."""
 
 MONITOR = {"val_epochs": 1, "log_steps": 50, "checkpoint_steps": 1000}
-RESOURCES = {"gpu": 1, "nodes": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "workers": 4}
+RESOURCES = {"gpu": 1, "nodes": 1, "threads": 4, "mem_mb": 32000, "runtime": 1440, "margin": 5, "workers": 4}
 
 
 KEPT_CHECKPOINTS = 2
@@ -67,11 +67,13 @@ class Suite:
     seeds: tuple[int, ...]
     settings: dict[str, Settings]
     monitor: dict[str, int]
-    resources: dict[str, int]
+    resources: dict[str, Any]
     tables: tuple[str, ...] | None = None
     """Tables that are made; None: all of params/tables.yaml."""
     evaluate: tuple[str, ...] = ()
     """Figures beside COCO's: ``voc``. They change neither trainings nor predictions, and enter no digest."""
+    experiment_resources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Experiment → what its trainings ask for that ``resources`` does not say, or says otherwise."""
 
     @property
     def num_classes(self) -> int:
@@ -92,10 +94,9 @@ class Suite:
 
         return len(read_categories(self.split("train")[0]))
 
-    @property
-    def processes(self) -> int:
-        """Processes of one training: one per GPU unless the suite says otherwise."""
-        return self.resources.get("processes", max(1, self.resources["gpu"]))
+    def resources_of(self, experiment: str) -> dict[str, Any]:
+        """What a training of the experiment asks for."""
+        return self.resources | self.experiment_resources.get(experiment, {})
 
     def share_of_gpu(self, name: str) -> int:
         """Threads or memory that one GPU of a training has of its node, rounded up; all of it where there is no GPU."""
@@ -180,6 +181,21 @@ class Run:
     def training(self) -> Settings:
         """The settings that determine the weights: all but the test's and the title."""
         return {key: value for key, value in self.settings.items() if key not in ("test", "title")}
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What the training asks for; changes no result."""
+        return self.suite.resources_of(self.experiment)
+
+    @property
+    def processes(self) -> int:
+        """Processes of the training: one per GPU unless its resources say otherwise."""
+        return self.resources.get("processes", max(1, self.resources["gpu"]))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on GPUs: it asks for some, and they are not only a scheduler's."""
+        return self.resources["gpu"] > 0 and self.resources.get("device") != "cpu"
 
     @property
     def digest(self) -> str:
@@ -348,13 +364,20 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
         tables=tuple(raw["tables"]) if "tables" in raw else None,
         evaluate=tuple(raw.get("evaluate", ())),
         resources=RESOURCES | raw.get("resources", {}),
+        experiment_resources=raw.get("experiment_resources", {}),
     )
+    for experiment in suite.experiment_resources:
+        if experiment not in settings:
+            raise ParamsError(
+                f"{suite_file}: experiment_resources.{experiment}: the suite has no such experiment"
+                f"{_hint(experiment, settings)}"
+            )
     for experiment, own in settings.items():
-        size = own["schedule"]["batch_size"]
-        if size % suite.processes:
+        size, processes = own["schedule"]["batch_size"], Run(suite, experiment, 0, "").processes
+        if size % processes:
             raise ParamsError(
                 f"{suite_file}: {experiment}: schedule.batch_size: {size} pictures a step can't be spread evenly over "
-                f"the {suite.processes} processes that resources ask for"
+                f"the {processes} processes that resources ask for"
             )
     return suite
 

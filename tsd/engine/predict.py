@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tsd.engine.device import check_device
 from tsd.engine.params import Run
 from tsd.errors import InputError
 from tsd.files import atomic_path, read_json, write_json, write_text
@@ -114,10 +115,10 @@ def predict(
 
 
 def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
-    """The detector of a config with its weights, ready to predict, on the GPU if the suite asks for one that is here.
+    """The detector of a config with its weights, ready to predict, on a GPU if the run asks for one.
 
     Raises:
-        InputError: an unusable checkpoint.
+        InputError: an unusable checkpoint, or no GPU where one is asked for.
     """
     import torch
     from mmdet.registry import MODELS
@@ -125,14 +126,14 @@ def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
 
     from tsd.engine import checkpoint
 
-    wants_gpu = run.suite.resources["gpu"] > 0
-    if not wants_gpu:
-        torch.set_num_threads(run.suite.resources["threads"])
+    check_device(run)
+    if not run.on_gpu:
+        torch.set_num_threads(run.resources["threads"])
     torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
     checkpoint.load_model(model, checkpoint_path)
-    return model.to("cuda" if wants_gpu and torch.cuda.is_available() else "cpu").eval()
+    return model.to("cuda" if run.on_gpu else "cpu").eval()
 
 
 def _category_ids(annotations: Path) -> list[int]:

@@ -58,10 +58,10 @@ def _training(run: Run) -> Iterator[str]:
     if suite.data["format"] == "generated":
         steps = math.ceil(SceneSpec.from_dict(suite.data["generate"]).train / schedule["batch_size"])
         yield f"{schedule['epochs'] * steps} steps"
-    processes = f"{suite.processes} process{'es' if suite.processes > 1 else ''}"
-    yield f"{processes} on {suite.resources['gpu'] or 'no'} GPU{'s' if suite.resources['gpu'] > 1 else ''}"
-    if suite.resources["gpu"] == 0:
-        yield f"{suite.resources['threads']} thread{'s' if suite.resources['threads'] > 1 else ''} each"
+    processes = f"{run.processes} process{'es' if run.processes > 1 else ''}"
+    yield f"{processes} on {run.resources['gpu'] or 'no'} GPU{'s' if run.resources['gpu'] > 1 else ''}"
+    if not run.on_gpu:
+        yield f"{run.resources['threads']} thread{'s' if run.resources['threads'] > 1 else ''} each"
 
 
 def _time(run: Run, published: Published) -> Iterator[str]:
@@ -74,7 +74,7 @@ def _time(run: Run, published: Published) -> Iterator[str]:
         yield f"about {minutes(sum(measured) / len(measured))} to train, by {number} here"
     else:
         yield "training not measured here"
-    yield f"at most {minutes(60 * run.suite.resources['runtime'])} by the suite's limit"
+    yield f"at most {minutes(60 * run.resources['runtime'])} by the suite's limit"
     runtime = published.facts.get("runtime", {})
     if runtime.get("median_ms") and runtime.get("pictures"):
         yield f"{minutes(runtime['median_ms'] * runtime['pictures'] / 1000)} to predict, by the record"

@@ -135,7 +135,7 @@ def reproduce(
             _introduce(found, published, run)
             _make_data(found, run)
             _check_weights(run, published)
-            command = distributed.launch(run.suite, [*arguments, "--only-train"], os.environ)
+            command = distributed.launch(run, [*arguments, "--only-train"], os.environ)
             if command:
                 _say(" ".join(command))
                 return Next(command, dict(os.environ))

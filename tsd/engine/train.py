@@ -13,6 +13,7 @@ import yaml
 from tsd.data.coco import load_coco
 from tsd.data.manifest import verify_annotations
 from tsd.engine import distributed, stopping
+from tsd.engine.device import check_device
 from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
@@ -36,15 +37,16 @@ def train(
         watch: what looks at the losses of the logged steps.
 
     Raises:
-        InputError: bad data, pictures or checkpoint; another process trains the same run.
+        InputError: bad data, pictures or checkpoint; no GPU where one is asked for; another process trains this run.
         DivergedError: a loss became NaN or infinite.
     """
     import torch
 
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if run.suite.resources["gpu"] == 0:
-        torch.set_num_threads(run.suite.resources["threads"])
+    check_device(run)
+    if not run.on_gpu:
+        torch.set_num_threads(run.resources["threads"])
     torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
     if distributed.rank():
         return _train_along(run, folder)
@@ -98,7 +100,7 @@ def _train_along(run: Run, folder: Path) -> Path:
 
 
 def _train(run: Run, folder: Path, follower: Follower | None, request: stopping.StopRequest, watch: Watch) -> None:
-    with distributed.process_group(run.suite.resources["gpu"] > 0):
+    with distributed.process_group(run.on_gpu):
         _train_in_group(run, folder, follower, request, watch)
 
 

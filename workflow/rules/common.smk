@@ -1,4 +1,5 @@
 # Params are read and validated here, once; everything below only names files.
+import os
 import re
 import shlex
 import sys
@@ -177,10 +178,51 @@ def models():
 
 
 def resource(name):
-    """What the suite asks for one training."""
+    """What the suite asks for one training, unless an experiment asks otherwise."""
     return SUITE.resources[name]
 
 
 def growing(mem_mb):
     """Memory of a job, more with each attempt: a cluster ends a job that takes more than it asked for."""
     return lambda wildcards, attempt: mem_mb * attempt
+
+
+def asked(wildcards):
+    """What trainings of the experiment ask for."""
+    return SUITE.resources_of(wildcards.experiment)
+
+
+def of_training(name):
+    """A resource of the experiment's trainings, for Snakemake."""
+    return lambda wildcards: asked(wildcards)[name]
+
+
+# A training with GPUs starts its own processes by srun, which the executor calls `mpi`: a step around it would keep Slurm's
+# signals from it, and have one node only. Slurm wants at least two tasks for that: on one node each has half of the CPUs.
+def starts_itself(wildcards):
+    return "srun" if asked(wildcards)["gpu"] else None
+
+
+def tasks(wildcards):
+    return max(2, asked(wildcards)["nodes"]) if asked(wildcards)["gpu"] else None
+
+
+def cpus_per_task(wildcards):
+    """Of a node's CPUs half, rounded up, where two tasks share it."""
+    threads, nodes = asked(wildcards)["threads"], asked(wildcards)["nodes"]
+    return (
+        (threads if nodes > 1 else -(-threads // 2))
+        if asked(wildcards)["gpu"]
+        else None
+    )
+
+
+def gpus_of_one_node(wildcards):
+    """For a training on one node `--gpus`, which also counts for a local `--resources gpu=N`."""
+    return asked(wildcards)["gpu"] if asked(wildcards)["nodes"] == 1 else None
+
+
+def gres(wildcards):
+    """For several nodes so many GPUs on each: of `--gpus` Slurm gives one node more than another."""
+    gpus, nodes = asked(wildcards)["gpu"], asked(wildcards)["nodes"]
+    return f"gpu:{gpus // nodes}" if nodes > 1 and gpus else None

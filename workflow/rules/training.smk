@@ -1,5 +1,10 @@
 # One training per experiment and seed. `checkpoints/` is no output: Snakemake deletes outputs before an attempt and
 # after a failure, and the next attempt resumes from them.
+if (
+    workflow.remote_exec
+):  # a scheduler's job holds this one rule, and may be started again as a whole
+    os.environ["TSD_REQUEUE"] = "1"
+
 RUN = f"{RESULTS}/runs/{{experiment}}/{{digest}}/seed{{seed}}"
 
 
@@ -25,13 +30,19 @@ rule train_detector:
         f"logs/{SUITE.name}/train/{{experiment}}-{{digest}}-seed{{seed}}.log",
     benchmark:
         f"benchmarks/.out/{SUITE.name}/train/{{experiment}}-{{digest}}-seed{{seed}}.tsv"
-    retries: 2 if resource("gpu") else 0
-    threads: resource("threads")
+    # In a job this file is read anew, and each Snakemake there would try again itself: three attempts would be 27.
+    retries: 2 if resource("gpu") and not workflow.remote_exec else 0
+    threads: of_training("threads")
     resources:
-        gpu=resource("gpu"),
-        nodes=resource("nodes"),
-        mem_mb=resource("mem_mb"),
-        runtime=resource("runtime"),
+        gpu=gpus_of_one_node,
+        gres=gres,
+        nodes=of_training("nodes"),
+        mpi=starts_itself,
+        tasks=tasks,
+        tasks_per_gpu=0,
+        cpus_per_task=cpus_per_task,
+        mem_mb=of_training("mem_mb"),
+        runtime=of_training("runtime"),
     params:
         suite=SUITE.name,
     shell:
