@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from tsd.engine.slurm import minutes
 from tsd.errors import InputError
 
 FIELDS = "%P|%a|%l|%D|%T|%c|%m|%f|%G"
@@ -62,15 +63,6 @@ def read_nodes(text: str) -> list[Nodes]:
             )
         )
     return groups
-
-
-def minutes(limit: str) -> float:
-    """Slurm's days-hours:minutes:seconds, as sinfo prints it; infinite for any other word."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if not found:
-        return float("inf")
-    days, hours, whole, seconds = (int(part or 0) for part in found.groups())
-    return days * 1440 + hours * 60 + whole + seconds / 60
 
 
 def gpus_of(gres: str) -> dict[str, int]:

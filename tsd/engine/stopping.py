@@ -1,15 +1,19 @@
-"""Ending a training when a scheduler asks for it."""
+"""Ending a training when a scheduler asks for it, or before it would."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they kill: at a time limit, at preemption."""
+
+ASK_SECONDS = 120.0
+"""A scheduler is asked for the time left as often as this: it may have become less, or more."""
 
 
 @dataclass
@@ -18,6 +22,8 @@ class StopRequest:
 
     reason: str | None = None
     heard: bool = False
+    expired: str | None = None
+    """What the clock says, once it has asked."""
 
 
 @contextmanager
@@ -29,7 +35,7 @@ def listening() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def stop(number: int, _: Any) -> None:
-        reason = f"signal {signal.Signals(number).name}"
+        reason = request.expired or f"signal {signal.Signals(number).name}"
         if request.reason is None and not request.heard:
             raise SystemExit(f"stopped by {reason}")
         request.reason = request.reason or reason
@@ -40,6 +46,47 @@ def listening() -> Iterator[StopRequest]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def by_the_clock(
+    request: StopRequest, seconds_left: Callable[[], float | None] | None, margin: float
+) -> Iterator[None]:
+    """Ask the training to end some time before its scheduler does: this needs no signal to arrive.
+
+    Args:
+        request: of :func:`listening`.
+        seconds_left: until the scheduler ends the job; None while it does not say. None in place of the function: there
+            is no scheduler.
+        margin: seconds before that.
+    """
+    if seconds_left is None:
+        yield
+        return
+    ended, ending = threading.Event(), threading.Lock()
+
+    def watch() -> None:
+        deadline = float("inf")
+        while True:
+            if (left := seconds_left()) is not None:
+                deadline = time.monotonic() + left - margin
+            wait = deadline - time.monotonic()
+            if wait <= 0:
+                break
+            if ended.wait(min(wait, ASK_SECONDS)):
+                return
+        with ending:
+            if not ended.is_set():
+                request.expired = f"the clock, {margin / 60:g} minutes before the job's time is over"
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with ending:
+            ended.set()
 
 
 def obey_only_the_parent() -> None:

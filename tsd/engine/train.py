@@ -1,6 +1,7 @@
 """Train one run: resumable at any moment, recorded in files first, mirrored to MLflow when it can be."""
 
 import datetime
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -12,12 +13,12 @@ import yaml
 
 from tsd.data.coco import load_coco
 from tsd.data.manifest import verify_annotations
-from tsd.engine import distributed, stopping
+from tsd.engine import distributed, pieces, slurm, stopping
 from tsd.engine.device import check_device
 from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
-from tsd.errors import InputError
+from tsd.errors import InputError, WorkError
 from tsd.files import exclusive, read_json, write_json, write_text
 from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
 
@@ -39,6 +40,8 @@ def train(
     Raises:
         InputError: bad data, pictures or checkpoint; no GPU where one is asked for; another process trains this run.
         DivergedError: a loss became NaN or infinite.
+        WorkError: its jobs are too short for a step.
+        SystemExit: it was told to stop; see :mod:`tsd.engine.stopping` and :mod:`tsd.engine.pieces`.
     """
     import torch
 
@@ -54,21 +57,53 @@ def train(
     for caution in cautions(run):
         print(f"warning: {caution}", file=sys.stderr)
     with _exclusive(folder), stopping.listening() as request:
+        piece = _begin(folder)
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
         write_json(folder / "environment.json", environment() | _weights_of(folder))
         _set_status(folder, "RUNNING")
         follower = Follower(folder, uri)
+        left = functools.partial(slurm.seconds_left, piece.job) if piece.job else None
         try:
             follower.begin()
-            _train(run, folder, follower, request, watch)
+            with stopping.by_the_clock(request, left, 60 * run.resources["margin"]):
+                _train(run, folder, follower, request, watch)
+        except SystemExit as error:
+            _stop(folder, piece, _reason(error), follower, by_clock=request.expired is not None)
+            raise
         except BaseException as error:
-            stopped = isinstance(error, SystemExit)
-            _end(folder, "KILLED" if stopped else "FAILED", _reason(error))
-            follower.end(WHEN_STOPPED if stopped else AT_END)
+            _end(folder, "FAILED", _reason(error))
+            follower.end(AT_END)
             raise
         _set_status(folder, "FINISHED")
         follower.end()
     return folder
+
+
+def _begin(folder: Path) -> pieces.Piece:
+    try:
+        return pieces.begin(folder)
+    except WorkError as error:
+        _set_status(folder, "FAILED", str(error))
+        raise
+
+
+def _stop(folder: Path, piece: pieces.Piece, reason: str, follower: Follower, *, by_clock: bool) -> None:
+    """The end of a training that was told to: saved, told, and then its job started again.
+
+    Raises:
+        WorkError: the clock stopped it before it had done a step.
+    """
+    error = None
+    try:
+        pieces.end(folder, piece, reason, by_clock=by_clock)
+    except WorkError as problem:
+        error = problem
+    _end(folder, "FAILED" if error else "KILLED", str(error or reason))
+    follower.end(WHEN_STOPPED)
+    if error:
+        raise error
+    if said := pieces.again(folder, piece):
+        print(f"{reason}; {said}", file=sys.stderr, flush=True)
 
 
 def _check_data(run: Run) -> None:
