@@ -42,7 +42,7 @@ LIMIT = 30
 CUTS = ("limit", "limit", "preemption")
 """What befalls the training `baseline`, each time after a few steps."""
 
-EPOCHS = 40
+EPOCHS = 30
 """Of three steps, of the training that is cut: an operator needs a second or two to cut it."""
 
 

@@ -1,11 +1,10 @@
 # One training per experiment and seed. `checkpoints/` is no output: Snakemake deletes outputs before an attempt and
 # after a failure, and the next attempt resumes from them.
-if (
-    workflow.remote_exec
-):  # a scheduler's job holds this one rule, and may be started again as a whole
-    os.environ["TSD_REQUEUE"] = "1"
-
 RUN = f"{RESULTS}/runs/{{experiment}}/{{digest}}/seed{{seed}}"
+
+# A scheduler's job holds one training and nothing else: it may be started again as a whole.
+if workflow.remote_exec:
+    os.environ["TSD_REQUEUE"] = "1"
 
 
 rule init_tracking:
