@@ -4,7 +4,7 @@ RUN = f"{RESULTS}/runs/{{experiment}}/{{digest}}/seed{{seed}}"
 
 # A scheduler's job holds one training and nothing else: it may be started again as a whole.
 if workflow.remote_exec:
-    os.environ["TSD_REQUEUE"] = "1"
+    os.environ.update(TSD_REQUEUE="1")
 
 
 rule init_tracking:
