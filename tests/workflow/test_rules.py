@@ -13,6 +13,7 @@ LIGHT = {
     "import_data",
     # seconds of reading, writing and copying
     "init_tracking",
+    "sync_tracking",
     "plan_sampling",
     "build_stores",
     "publish_metrics",

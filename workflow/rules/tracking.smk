@@ -5,7 +5,7 @@
 
 rule sync_tracking:
     input:
-        METRICS,
+        all_metrics,
         rules.tables.input,
     output:
         f"{RESULTS}/mlflow.json",
