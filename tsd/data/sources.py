@@ -1,7 +1,7 @@
 """Where data sets come from: ``params/sources.yaml``."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Source:
         pictures_url: address of single pictures, ``<split>/<id>.jpg`` below it; None if they come in archives.
         pictures: pictures that each split must have.
         picture_bytes: of a picture, on average, for the estimate before fetching.
+        annotations: annotations that each split must have, in COCO's format.
+        categories: categories that each split must have, in COCO's format; 0: not known.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Source:
     pictures_url: str | None
     pictures: dict[str, int]
     picture_bytes: int = 0
+    annotations: dict[str, int] = field(default_factory=dict)
+    categories: int = 0
 
     def file(self, ending: str) -> SourceFile:
         """The one file whose path ends so.
@@ -71,13 +75,20 @@ def load_source(name: str, root: Path = Path(".")) -> Source:
     source = _parse(name, content[name], path)
     if mirror := os.environ.get(MIRROR):
         base = f"{mirror.rstrip('/')}/{name}/"
-        pictures = base if source.pictures_url else None
-        source = Source(name, base, source.files, pictures, source.pictures, source.picture_bytes)
+        source = replace(source, files_url=base, pictures_url=base if source.pictures_url else None)
     return source
 
 
 def _parse(name: str, entry: Any, path: Path) -> Source:
-    keys = {"files_url": str, "files": list, "pictures_url": str, "pictures": dict, "picture_bytes": int}
+    keys = {
+        "files_url": str,
+        "files": list,
+        "pictures_url": str,
+        "pictures": dict,
+        "picture_bytes": int,
+        "annotations": dict,
+        "categories": int,
+    }
     if not isinstance(entry, dict):
         raise ParamsError(f"{path}: {name}: expected a mapping")
     for key, value in entry.items():
@@ -88,6 +99,10 @@ def _parse(name: str, entry: Any, path: Path) -> Source:
     for key in ("files_url", "files"):
         if key not in entry:
             raise ParamsError(f"{path}: {name}.{key}: missing key")
+    for key in ("pictures", "annotations"):
+        for split, count in entry.get(key, {}).items():
+            if type(count) is not int or count < 0:
+                raise ParamsError(f"{path}: {name}.{key}.{split}: expected a number of {key}, got {count!r}")
     files = []
     for index, file in enumerate(entry["files"]):
         wanted = {"path": str, "bytes": int, "sha256": str}
@@ -107,4 +122,6 @@ def _parse(name: str, entry: Any, path: Path) -> Source:
         entry.get("pictures_url"),
         entry.get("pictures", {}),
         entry.get("picture_bytes", 0),
+        entry.get("annotations", {}),
+        entry.get("categories", 0),
     )
