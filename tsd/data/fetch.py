@@ -9,8 +9,9 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tsd.data.progress import interval
 from tsd.data.sources import Source
 from tsd.data.transfer import Policy, TransferError, download, get
 from tsd.errors import InputError, WorkError
-from tsd.files import write_text
+from tsd.files import exclusive, write_text
 
 FAILURES = "failures.csv"
 SPEED = 100e6
@@ -35,12 +36,43 @@ MEMBER = re.compile(r"^(?:[a-z]+\d*(?:_[0-9a-f])?/)?(?P<id>[0-9a-zA-Z_-]+)\.jpg$
 """Name of a picture in an archive of the bucket."""
 
 
+@contextmanager
+def alone(store: Path) -> Iterator[None]:
+    """Be the only process that fetches archives to a folder: two would take each other's files away.
+
+    What a process that was killed left of its notes is removed.
+
+    Raises:
+        InputError: another process is fetching to it, or it can't be made.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{store}: can't be made: {error.strerror}; expected a folder to fetch to") from None
+    with exclusive(store / ".lock", f"{store}: another process is fetching; wait for it, or end it"):
+        for path in store.rglob(".*.tmp.json"):
+            path.unlink()
+        yield
+
+
 def fetch_files(
-    source: Source, folder: Path, *, only: Callable[[str], bool] | None = None, policy: Policy | None = None
+    source: Source,
+    folder: Path,
+    *,
+    only: Callable[[str], bool] | None = None,
+    policy: Policy | None = None,
+    beside: float = 0,
 ) -> list[Path]:
     """Fetch a source's files below ``folder``, each checked by size and digest; whole ones are not fetched again.
 
     A file that is there with the right size and a wrong digest is an error: it is never replaced behind one's back.
+
+    Args:
+        source: of the files.
+        folder: a file goes to its path below it.
+        only: which of them, by path; default: all.
+        policy: how long to try.
+        beside: bytes of disk that are needed beside the files, for what is unpacked of them.
 
     Raises:
         InputError: too little space, or a file with other content than the source's.
@@ -48,7 +80,7 @@ def fetch_files(
     """
     wanted = [file for file in source.files if only is None or only(file.path)]
     missing = [file for file in wanted if not (folder / file.path).is_file()]
-    _announce(f"{len(missing)} of {len(wanted)} files", sum(file.bytes for file in missing), folder)
+    _announce(f"{len(missing)} of {len(wanted)} files", sum(file.bytes for file in missing), folder, beside)
     for file in wanted:
         path = folder / file.path
         if file not in missing:
@@ -68,24 +100,30 @@ def _check(path: Path, size: int, sha256: str, source: Source) -> None:
         raise InputError(f"{path}: its content is not that of source {source.name} in params/sources.yaml; remove it")
 
 
-def _announce(what: str, size: float, folder: Path) -> None:
+def _announce(what: str, size: float, folder: Path, beside: float = 0) -> None:
     """Say what is to come and how much of the disk it takes.
 
     Raises:
         InputError: it does not fit.
     """
+    free = free_space(folder)
+    minutes = size / SPEED / 60
+    unpacked = f", and {beside / 1e9:.2f} GB to unpack" if beside else ""
+    print(
+        f"{folder}: {what} to fetch, about {size / 1e9:.2f} GB, {minutes:.0f} minutes at {SPEED / 1e6:.0f} MB/s"
+        f"{unpacked}; {free / 1e9:.1f} GB are free",
+        file=sys.stderr,
+    )
+    if size + beside > free:
+        raise InputError(f"{folder}: {(size + beside) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
     there = folder
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free
-    minutes = size / SPEED / 60
-    print(
-        f"{folder}: {what} to fetch, about {size / 1e9:.2f} GB, {minutes:.0f} minutes at {SPEED / 1e6:.0f} MB/s; "
-        f"{free / 1e9:.1f} GB are free",
-        file=sys.stderr,
-    )
-    if size > free:
-        raise InputError(f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    return shutil.disk_usage(there).free
 
 
 def fetch_pictures(

@@ -15,8 +15,10 @@ from tsd.errors import WorkError
 def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
     """Extract the wanted members of a zip below ``folder``, those that are not there yet; returns their number.
 
+    A member is written under another name until it is whole, so that who is killed goes on where he was.
+
     Raises:
-        WorkError: broken archive, or a member that leads out of the folder or is a link.
+        WorkError: broken archive, a member that leads out of the folder or is a link, or the disk is full.
     """
     try:
         with zipfile.ZipFile(archive) as content:
@@ -35,6 +37,8 @@ def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
                 temporary.replace(path)
     except (zipfile.BadZipFile, EOFError) as error:
         raise WorkError(f"{archive}: broken: {error}; remove it to fetch it again") from None
+    except OSError as error:
+        raise WorkError(f"{archive}: can't be unpacked to {folder}: {error}; what is unpacked stays") from None
     return len(infos)
 
 
@@ -69,6 +73,11 @@ def untar(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
     except OSError as error:
         raise WorkError(f"{archive}: can't be unpacked to {folder}: {error}") from None
     return len(infos)
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Whether it is a folder without files and links: Snakemake makes such ones for a rule's outputs."""
+    return folder.is_dir() and all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
 
 
 def _leads_out(name: str) -> bool:

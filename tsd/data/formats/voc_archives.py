@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsd.data.fetch import fetch_files
+from tsd.data.fetch import alone, fetch_files
 from tsd.data.formats.voc import import_voc
 from tsd.data.formats.voc_files import CLASSES, Lists, Options
 from tsd.data.sources import Source
-from tsd.data.unpack import untar
+from tsd.data.unpack import holds_nothing, untar
 from tsd.errors import InputError, WorkError
-from tsd.files import exclusive
 
 WANTED = ("Annotations", "JPEGImages", "ImageSets")
 """Of what the archives hold."""
@@ -120,7 +119,7 @@ def is_made(archives: Archives) -> bool:
     if not missing:
         return True
     out = archives.out
-    if out.is_symlink() or (out.exists() and not _is_empty(out)):
+    if out.is_symlink() or (out.exists() and not holds_nothing(out)):
         raise InputError(
             f"{missing[0]}: not there, but {out} is; complete it, or remove it to have it made of the archives"
         )
@@ -141,21 +140,14 @@ def make_folder(archives: Archives, source: Source) -> dict[str, tuple[int, int]
         shutil.rmtree(archives.scratch, ignore_errors=True)  # of a process that was killed at the very end
         return None
     check_source(archives, source)
-    with _alone(archives):
+    with alone(archives.store):
         if is_made(archives):
             return None
-        for path in archives.store.glob(".*.tmp.json"):  # of a process that was killed while it wrote a note
-            path.unlink()
         files = fetch_files(source, archives.store, only=frozenset(archives.archives).__contains__)
         with _emptied(archives.scratch) as scratch:
             for file in files:
                 untar(file, scratch, lambda name: _is_wanted(name, archives.layout))
             return _import(archives, scratch)
-
-
-def _is_empty(out: Path) -> bool:
-    """Whether it is a folder that holds nothing but empty ones: Snakemake makes those of a rule's outputs."""
-    return out.is_dir() and all(path.is_dir() and not path.is_symlink() for path in out.rglob("*"))
 
 
 def _places(out: Path, split: str) -> tuple[Path, Path]:
@@ -164,18 +156,6 @@ def _places(out: Path, split: str) -> tuple[Path, Path]:
 
 def _is_wanted(name: str, layout: str) -> bool:
     return any(Path(name).is_relative_to(Path(layout, part)) for part in WANTED)
-
-
-@contextmanager
-def _alone(archives: Archives) -> Iterator[None]:
-    """Two processes would take each other's files away."""
-    store = archives.store
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{store}: can't be made: {error.strerror}; expected a folder to fetch to") from None
-    with exclusive(store / ".lock", f"{store}: another process is fetching; wait for it, or end it"):
-        yield
 
 
 @contextmanager
