@@ -146,9 +146,9 @@ def test_prune_leaves_a_run_that_is_being_trained_and_what_is_no_run(project, ca
 
 
 def test_prune_removes_nothing_while_the_data_is_away(project, capsys):
-    run = get_runs(load_suite("coco"), data_digest(load_suite("coco")))[0]
+    run = get_runs(load_suite("evidence-photos"), data_digest(load_suite("evidence-photos")))[0]
     folder = project / run.folder.parents[1] / ("1" * 12) / "seed0"
     folder.mkdir(parents=True)
-    assert main(["prune", "--suite", "coco", "--yes"]) == 2
+    assert main(["prune", "--suite", "evidence-photos", "--yes"]) == 2
     assert "instances_train2017.json: no such file" in capsys.readouterr().err
     assert folder.exists()

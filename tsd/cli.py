@@ -142,14 +142,17 @@ def _cleaning_up_at_sigterm() -> Iterator[None]:
 
 
 def _fetch(args: Args) -> int:
+    from tsd.data.formats.coco_archives import NEEDED
     from tsd.engine import acquire
 
     suite = _suite(args)
     if "import" in suite.data:
         return _fetch_import(suite, args)
     if not suite.is_openimages:
-        parts = args.parts or ("annotations", "val2017", "train2017")
-        for name, number in acquire.fetch_coco(suite, parts).items():
+        unpacked = acquire.fetch_coco(suite, args.parts or NEEDED)
+        if unpacked is None:
+            print(f"{suite.fetched.out}: is there, used as it is")
+        for name, number in (unpacked or {}).items():
             print(f"{name}: {number} files")
         return 0
     if args.parts:
@@ -736,7 +739,7 @@ def _parser() -> argparse.ArgumentParser:
         "--parts",
         nargs="+",
         choices=["annotations", "train2017", "val2017", "test2017", "test_info"],
-        help="of COCO (default: annotations val2017 train2017)",
+        help="of COCO (default: annotations val2017 train2017, of which the folder is made)",
     )
     verb.add_argument(
         "--workers", type=_positive, default=1, help="processes that render generated scenes, threads that import VOC's"

@@ -68,13 +68,16 @@ def mirror(tmp_path, monkeypatch):
 def test_coco_is_fetched_unpacked_and_verified(mirror):
     done = tsd("data", "fetch", "--suite", "coco")
     assert done.returncode == 0, done.stderr
-    assert "annotations: 2 files\nval2017: 2 files\ntrain2017: 3 files\n" in done.stdout
+    assert "train2017: 3 files\nval2017: 2 files\nannotations: 2 files\n" in done.stdout
     done = tsd("data", "verify", "--suite", "coco", "--pictures")
     assert done.returncode == 0, done.stderr
     assert "3 training and 2 validation pictures" in done.stdout
     (mirror[1] / "data/coco/train2017/000000000001.jpg").unlink()
-    assert tsd("data", "fetch", "--suite", "coco", "--parts", "train2017").returncode == 0
-    assert tsd("data", "verify", "--suite", "coco").returncode == 0
+    done = tsd("data", "verify", "--suite", "coco")
+    assert done.returncode == 2
+    assert "train2017/000000000001.jpg: missing" in done.stderr
+    done = tsd("data", "fetch", "--suite", "coco")
+    assert (done.returncode, done.stdout) == (0, "data/coco: is there, used as it is\n")
 
 
 def test_another_archive_than_the_published_one_is_refused(mirror):

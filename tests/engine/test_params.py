@@ -304,11 +304,11 @@ def test_a_setting_that_an_experiment_does_not_have_does_not_enter_its_digest(pr
 
 
 def test_known_data_that_is_not_here_can_be_planned_with_and_unknown_data_can_not(project):
-    assert data_digest(load_suite("coco")) == ABSENT
-    assert load_suite("coco").num_classes == 80
-    edit(project, lambda s: s["data"].pop("classes"), "params/suites/coco.yaml")
-    with pytest.raises(InputError, match=r"instances_train2017.json"):
-        data_digest(load_suite("coco"))
+    assert data_digest(load_suite("evidence-photos")) == ABSENT
+    assert load_suite("evidence-photos").num_classes == 80
+    edit(project, lambda s: s["data"].pop("classes"), "params/suites/evidence-photos.yaml")
+    with pytest.raises(InputError, match=r"instances_train2017.json: no such file: .* put or link it there"):
+        data_digest(load_suite("evidence-photos"))
 
 
 def test_an_unknown_suite_or_experiment_lists_the_known(project):

@@ -12,7 +12,7 @@ from tsd.errors import InputError
 def missing_data(suite: Suite) -> list[Path]:
     """Files and folders of the suite's data that are not there."""
     manifest = manifest_path(suite)
-    wanted = [manifest] if manifest else []
+    wanted = [manifest] if manifest and suite.fetched is None else []
     if suite.is_openimages:
         challenge = suite.challenge
         wanted += challenge.files

@@ -1,12 +1,13 @@
 """A suite's data, fetched: Open Images by file and picture, COCO and VOC by archive, scenes from a server here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tsd.data import fetch
+from tsd.data.formats import coco_archives
 from tsd.data.formats.voc_archives import make_folder, read_archives
 from tsd.data.generate import SceneSpec, generate
 from tsd.data.manifest import digest, read_manifest
@@ -16,7 +17,6 @@ from tsd.data.plan import Options, plan, write_plans
 from tsd.data.serve import served
 from tsd.data.sources import Source, SourceFile, load_source
 from tsd.data.store import Store, build_store
-from tsd.data.unpack import unzip
 from tsd.engine.identity import suite_source
 from tsd.engine.params import Suite, plan_path
 from tsd.errors import InputError
@@ -25,14 +25,6 @@ from tsd.report import figures
 
 ORIGIN = "origin"
 """Folder of what is generated and then served, below the suite's."""
-
-COCO_ARCHIVES = {
-    "train2017": "zips/train2017.zip",
-    "val2017": "zips/val2017.zip",
-    "annotations": "annotations/annotations_trainval2017.zip",
-    "test2017": "zips/test2017.zip",
-    "test_info": "annotations/image_info_test2017.zip",
-}
 
 SHARDS = {"train": tuple(f"train_{digit}" for digit in "0123456789abcdef"), "validation": ("validation",)}
 """Archives of the bucket that hold each split."""
@@ -209,31 +201,14 @@ def fetch_import(suite: Suite, workers: int = 1) -> dict[str, tuple[int, int]] |
     return make_folder(archives, load_source(archives.source, suite.root))
 
 
-def fetch_coco(suite: Suite, parts: Iterable[str] = ("annotations", "val2017", "train2017")) -> dict[str, int]:
-    """Fetch COCO 2017's archives and unpack them where the suite expects pictures and annotations; returns files each.
+def fetch_coco(suite: Suite, parts: Sequence[str] = coco_archives.NEEDED) -> dict[str, int] | None:
+    """Make the suite's folder of its source's archives; None if it is there. Else files of each part.
 
     Raises:
-        InputError: the suite does not name a source, or asks for other folders than the archives hold.
-        WorkError: an archive could not be had or is broken; or pictures are missing in it.
+        InputError: the suite does not name a source; else as :func:`tsd.data.formats.coco_archives.make_folder`.
+        WorkError: as there.
     """
-    if "source" not in suite.data:
+    place = suite.fetched
+    if place is None:
         raise InputError(f"params/suites/{suite.name}.yaml: data.source: missing: nothing says where to fetch from")
-    source = load_source(suite.data["source"], suite.root)
-    annotations, _ = suite.split("train")
-    folder = annotations.parent.parent
-    for split, name in (("train", "train2017"), ("val", "val2017")):
-        wanted = (folder / "annotations" / f"instances_{name}.json", folder / name)
-        if suite.split(split) != wanted:
-            raise InputError(
-                f"params/suites/{suite.name}.yaml: data.{split}: expected {wanted[0]} and {wanted[1]}, as the archives"
-                " have them"
-            )
-    counts = {}
-    for part in parts:
-        path = COCO_ARCHIVES[part]
-        fetch.fetch_files(source, folder / "archives", only=lambda name, path=path: name == path)  # type: ignore[misc]
-        counts[part] = unzip(folder / "archives" / path, folder, lambda name: not name.startswith("__"))
-        expected = source.pictures.get(part.removesuffix("2017"))
-        if expected is not None and counts[part] != expected:
-            raise InputError(f"{folder / 'archives' / path}: {counts[part]} pictures, expected {expected}")
-    return counts
+    return coco_archives.make_folder(place, load_source(place.source, suite.root), parts)

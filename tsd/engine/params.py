@@ -28,6 +28,7 @@ from tsd.errors import InputError, ParamsError
 from tsd.files import read_yaml
 
 if TYPE_CHECKING:
+    from tsd.data.formats.coco_archives import Place
     from tsd.data.openimages import Challenge
 
 Settings = dict[str, Any]
@@ -133,6 +134,15 @@ class Suite:
             leaves = class_names(SceneSpec.from_dict(self.data["generate"]).classes)
             count = len(leaves) + len({parent for _, parent in leaves})
         return Challenge(Path(self.data["folder"]), count)
+
+    @property
+    def fetched(self) -> "Place | None":
+        """Where the folder is that COCO's archives are unpacked to; None: the suite's data is of another kind."""
+        if self.data["format"] != "coco" or "source" not in self.data or "import" in self.data:
+            return None
+        from tsd.data.formats.coco_archives import read_place
+
+        return read_place(self.data)
 
     @property
     def models_digest(self) -> str:
@@ -349,6 +359,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
             )
     _check_scenes(raw["data"], suite_file)
     _check_import(raw["data"], suite_file, root)
+    _check_fetched(raw["data"], suite_file, root)
     if raw.get("evaluate") and raw["data"]["format"] == "openimages":
         raise ParamsError(f"{suite_file}: evaluate: only annotations in COCO's format are evaluated so; leave it out")
     suite = Suite(
@@ -422,6 +433,21 @@ def _check_import(data: dict[str, Any], where: Path, root: Path) -> None:
 
     try:
         check_source(read_archives(data), load_source(data["source"], root))
+    except ParamsError:
+        raise
+    except InputError as error:
+        raise ParamsError(f"{where}: data.{error}") from None
+
+
+def _check_fetched(data: dict[str, Any], where: Path, root: Path) -> None:
+    if data["format"] != "coco" or "source" not in data or "import" in data:
+        return
+    from tsd.data.formats.coco_archives import read_place, wanted_files
+    from tsd.data.sources import load_source
+
+    try:
+        read_place(data)
+        wanted_files(load_source(data["source"], root))
     except ParamsError:
         raise
     except InputError as error:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from tsd.data.coco import load_coco
+from tsd.data.formats.coco_archives import verify_folder
 from tsd.data.manifest import read_manifest, unpack, verify
-from tsd.engine.identity import data_digest, manifest_path, pinned
+from tsd.engine.identity import data_digest, manifest_path, pinned, suite_source
 from tsd.engine.params import Suite
 from tsd.errors import InputError
 
@@ -27,8 +28,12 @@ def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object
             "data_digest": data_digest(suite),
             **verify_openimages(suite, contents=check_pictures),
         }
+    if suite.fetched is not None:
+        counts = verify_folder(suite.fetched, suite_source(suite))
+        if not check_pictures and suite.on_degenerate == "drop":
+            return {"suite": suite.name, "data_digest": data_digest(suite), **counts}
     manifest = manifest_path(suite)
-    if manifest is not None:
+    if manifest is not None and suite.fetched is None:
         _verify_generated(suite, manifest)
     counts = {}
     for split in ("train", "val"):
