@@ -23,7 +23,7 @@ def test_the_matrix_of_the_paper_is_planned_before_anything_is_there(project):
     assert f"GPU-hours on 8 or 16 GPUs each: {hours:,} if each of the {len(names)} trainings takes its job's" in text
     assert "table2: 2 experiments, 2 of them also above; 2 to be trained" in text  # rows that share a run train once
     assert "figure4: 10 experiments; 10 to be trained" in text
-    assert "disk, data: 27 GB" in text
+    assert "disk, data: 20 GB" in text
     assert "disk, checkpoints: not known before `tsd inspect --suite coco" in text
 
 

@@ -9,6 +9,7 @@ from tsd.engine.params import load_suite
 LIGHT = {
     # from and to other machines; compute nodes often have no internet
     "fetch_annotations",
+    "fetch_archives",
     "fetch_pictures",
     "import_data",
     # seconds of reading, writing and copying

@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tsd.data.sources import load_source
 from tsd.engine.params import KEPT_CHECKPOINTS, Run, Suite
+from tsd.engine.upcoming import archives_of, format_upcoming
 from tsd.files import read_json
 from tsd.report.tables import experiments_of
 
@@ -15,7 +15,7 @@ STATES = {"sgd": 1, "adamw": 2}
 
 
 def format_budget(suite: Suite, runs: Sequence[Run], shown: dict[str, dict[str, Any]]) -> str:
-    """The plan of a suite in a few lines: runs per table, GPU-hours (at most, and by what was measured), disk.
+    """The plan of a suite in a few lines: what is fetched, runs per table, GPU-hours (at most, and as measured), disk.
 
     Args:
         suite: the suite.
@@ -23,7 +23,8 @@ def format_budget(suite: Suite, runs: Sequence[Run], shown: dict[str, dict[str, 
         shown: the tables that it makes, and the figures, as in ``params/tables.yaml``.
     """
     todo = [run for run in runs if not (_trained(run) or run.metrics_file.exists())]
-    lines = [f"suite {suite.name}: {len(suite.experiments)} experiments, {_number(len(suite.seeds), 'seed')}"]
+    lines = format_upcoming(suite)
+    lines += [f"suite {suite.name}: {len(suite.experiments)} experiments, {_number(len(suite.seeds), 'seed')}"]
     lines.append(f"  trainings: {len(runs)}, of which {len(runs) - len(todo)} are there and {len(todo)} to be done")
     counted: set[str] = set()
     for name, definition in shown.items():
@@ -85,11 +86,9 @@ def duration(run: Run) -> float | None:
 
 def _disk(suite: Suite, runs: Sequence[Run]) -> list[str]:
     lines = []
-    if "source" in suite.data or (suite.is_openimages and "generate" not in suite.data):
-        source = load_source(suite.data.get("source", "openimages"), suite.root)
-        wanted = suite.data.get("import", {}).get("archives", [file.path for file in source.files])
-        size = sum(file.bytes for file in source.files if file.path in wanted)
-        size += source.picture_bytes * sum(source.pictures.values())
+    if (known := archives_of(suite)) is not None:
+        source, files, _ = known
+        size = sum(file.bytes for file in files) + source.picture_bytes * sum(source.pictures.values())
         what = "files and all pictures" if source.picture_bytes else "archives, and as much again unpacked"
         lines.append(f"disk, data: {size / 1e9:,.{0 if size > 1e10 else 1}f} GB of {what} from {source.files_url}")
     path = Path("results", suite.name, "models.json")

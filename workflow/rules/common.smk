@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 from snakemake.exceptions import WorkflowError
 
 from tsd.engine.budget import format_budget
-from tsd.engine.identity import ABSENT, data_digest
+from tsd.engine.identity import ABSENT, absence, data_digest
 from tsd.engine.params import (
     get_run,
     get_runs,
@@ -36,6 +36,10 @@ RESULTS = f"results/{SUITE.name}"
 # Data that is imported is known by its digest once it is there. Until then no run has a name: a checkpoint makes it.
 TO_IMPORT = "import" in SUITE.data and DATA_DIGEST == ABSENT
 ONLY_EXISTING = {"tables", "figures", "claims", "report"}
+
+# Data of the user's own that is not here: one sentence, where Snakemake would name a file of a rule.
+if DATA_DIGEST == ABSENT and not TO_IMPORT and not ONLY_EXISTING & set(sys.argv):
+    raise WorkflowError(absence(SUITE))
 
 
 # A dry run begins with what the suite will cost. Snakemake tells a Snakefile nothing of it but its command line.

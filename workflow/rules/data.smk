@@ -1,10 +1,13 @@
 # Raw data: made here, or fetched by `dvc pull`; verified once per content before anything is trained on it.
 GENERATED = SUITE.data["format"] == "generated"
 FOLDER = SUITE.data.get("folder")
+FETCHED = SUITE.fetched
 if SUITE.is_openimages:
 
     include: "sampling.smk"
 
+elif FETCHED:
+    DATA_FILES = [str(FETCHED.manifest)]
 else:
     DATA_FILES = [str(SUITE.split(name)[0]) for name in ("train", "val")]
 if GENERATED:
@@ -28,6 +31,21 @@ if GENERATED:
             spec=SUITE.data["generate"],
         shell:
             "tsd data generate --suite {params.suite} --workers {threads} --force > {log} 2>&1"
+
+
+# The manifest lies beside the folder: Snakemake deletes outputs before an attempt, and the folder may be the user's own.
+if FETCHED:
+
+    rule fetch_archives:
+        output:
+            DATA_FILES,
+        log:
+            f"logs/{SUITE.name}/fetch_archives.log",
+        localrule: True
+        params:
+            suite=SUITE.name,
+        shell:
+            "tsd data fetch --suite {params.suite} 2>&1 | tee {log}"
 
 
 # A folder that is there is used as it is, and no rule makes it.

@@ -1,0 +1,55 @@
+"""Every suite of the project in a fresh clone, without any data: what a dry run says."""
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.workflow.test_pipeline import run
+
+NAMES = sorted(path.stem for path in (ROOT / "params/suites").glob("*.yaml"))
+FETCHED = {
+    "coco": "to be fetched: 3 files, 20.4 GB, from http://images.cocodataset.org/ to data/archives/coco",
+    "released": "to be fetched: 3 files, 20.4 GB, from http://images.cocodataset.org/ to data/archives/coco",
+    "openimages": "to be fetched: 6 files, 1.3 GB, from https://storage.googleapis.com/openimages/challenge_2019/ to "
+    "data/openimages/annotations",
+    "voc": "to be fetched: 2 files, 0.9 GB, from http://host.robots.ox.ac.uk/pascal/VOC/voc2007/ to "
+    "data/archives/voc2007",
+    "evidence-voc": "to be fetched: 1 file, 0.5 GB, from http://host.robots.ox.ac.uk/pascal/VOC/voc2007/ to "
+    "data/archives/voc2007",
+}
+OWN = {"evidence-photos"}
+
+
+def planned(project, name):
+    return run("snakemake", "-n", "--quiet", "all", "--config", f"suite={name}", check=False, cwd=project)
+
+
+def test_every_suite_is_of_a_known_kind():
+    for name in NAMES:
+        data = yaml.safe_load((ROOT / f"params/suites/{name}.yaml").read_text())["data"]
+        fetched = "source" in data or (data["format"] == "openimages" and "generate" not in data)
+        assert fetched == (name in FETCHED), name
+        assert (not fetched and "generate" not in data) == (name in OWN), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_of_a_fresh_clone_says_what_is_fetched_or_what_to_put_where(project, name):
+    done = planned(project, name)
+    lines = done.stderr.splitlines()
+    if name in OWN:
+        said = done.stdout + done.stderr
+        assert done.returncode == 1
+        assert (
+            f"data/photos/annotations/instances_train2017.json: no such file: the data of suite {name} is your own; "
+            "put or link it there, in COCO's format: " in said
+        )
+        assert "MissingInput" not in said
+        assert "Traceback" not in said
+    else:
+        assert done.returncode == 0, done.stderr
+        if name in FETCHED:
+            assert lines[0] == FETCHED[name]
+            assert any(line.startswith("  ") and "GB are free there" in line for line in lines[1:3])
+        else:
+            assert lines[0].startswith(f"suite {name}: ")
+    assert not (project / "data").exists()
