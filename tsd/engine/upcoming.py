@@ -1,4 +1,4 @@
-"""What a suite will fetch before anything is trained: a dry run begins with it. Light, and nothing is asked of a server."""
+"""What a suite will fetch before anything is trained, which a dry run begins with. Light; no server is asked."""
 
 from collections.abc import Sequence
 from pathlib import Path
