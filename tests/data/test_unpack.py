@@ -83,5 +83,9 @@ def test_a_broken_tar_is_named(tmp_path, mode, kept):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one"})
     (tmp_path / "out").write_text("a file")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
+        content.writestr("kit/a.txt", b"one")
+    with pytest.raises(WorkError, match=r"a.zip: can't be unpacked to .*out: .*; what is unpacked stays"):
+        unzip(tmp_path / "a.zip", tmp_path / "out", everything)
     with pytest.raises(WorkError, match=r"a.tar: can't be unpacked to .*out: "):
         untar(archive, tmp_path / "out", everything)

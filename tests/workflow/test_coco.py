@@ -1,13 +1,15 @@
 """From COCO's archives on a server to a table in one call of Snakemake, with a source and a suite of the test's own."""
 
 import json
+import zipfile
 
 import pandas as pd
 import pytest
 import yaml
 
-from tests.coco_kit import expect, source_of, write_mirror
+from tests.coco_kit import NEEDED, expect, source_of, write_mirror
 from tests.conftest import copy_project
+from tests.data.formats.test_voc_archives import everything
 from tests.workflow.test_pipeline import run, snakemake
 from tsd.data.serve import served
 from tsd.engine.identity import ABSENT, data_digest
@@ -86,3 +88,18 @@ def test_another_archive_than_the_sources_stops_the_line_and_a_test_archive_retr
     assert "val2017.zip: SHA-256 is" in done.stdout + done.stderr
     assert not (project / "data/small").exists()
     assert not (project / "data/small.json").exists()
+
+
+def test_a_linked_folder_is_trained_on_where_it_is_and_left_as_it_is(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("TSD_MIRROR", "http://127.0.0.1:9")  # nobody is there
+    mine = tmp_path / "mine"
+    for part in NEEDED:
+        with zipfile.ZipFile(tmp_path / "mirror/small" / part) as content:
+            content.extractall(mine)
+    (project / "data").mkdir()
+    (project / "data/small").symlink_to(mine)
+    before = everything(mine)
+    snakemake("data", cwd=project, suite="small")
+    assert (project / f"results/small/data/{data_digest(load_suite('small'))}.json").exists()
+    assert (project / "data/small").is_symlink()
+    assert everything(mine) == before

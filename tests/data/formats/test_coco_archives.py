@@ -133,7 +133,16 @@ def test_a_folder_of_ones_own_takes_the_place_of_fetching(source, tmp_path, link
     assert everything(mine) == before
     assert verify_folder(PLACE, source) == {"train": 5, "val": 3}
     PLACE.manifest.unlink()
-    with pytest.raises(InputError, match=r"data.small.json: no such file"):
+    assert verify_folder(PLACE, source) == {"train": 5, "val": 3}
+
+
+def test_a_manifest_without_its_sizes_and_a_folder_that_is_not_there_are_told(source):
+    with pytest.raises(InputError, match=r"^data/small: no such folder; `tsd data fetch` makes it"):
+        verify_folder(PLACE, source)
+    own(PLACE.out)
+    make_folder(PLACE, source)
+    PLACE.sizes.unlink()
+    with pytest.raises(InputError, match=r"^data/small.parquet: missing, or not the one that belongs to data/small.js"):
         verify_folder(PLACE, source)
 
 

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from tsd.data.coco import MOST, Coco, read_coco
 from tsd.data.fetch import alone, fetch_files
-from tsd.data.manifest import Manifest, describe_file, dump, read_manifest, verify_annotations
+from tsd.data.manifest import Manifest, describe_file, digest, dump, read_manifest, verify_annotations
 from tsd.data.picture_sizes import compare_pictures
 from tsd.data.sources import Source, SourceFile
 from tsd.data.unpack import holds_nothing, unzip
@@ -173,6 +173,8 @@ def make_folder(place: Place, source: Source, parts: Sequence[str] = NEEDED) -> 
     if there and not further and _is_described(place, source):
         return None
     with alone(place.store):
+        for path in place.out.parent.glob(f".{place.out.name}.*.tmp.*"):  # of a process that was killed at the very end
+            path.unlink()
         there = is_there(place)
         todo = further if there else parts
         if todo:
@@ -191,16 +193,14 @@ def make_folder(place: Place, source: Source, parts: Sequence[str] = NEEDED) -> 
 
 
 def verify_folder(place: Place, source: Source) -> dict[str, int]:
-    """Compare the folder with its source and its manifest; returns pictures of each split.
+    """Compare the folder with its source and, where there is one, its manifest; returns pictures of each split.
 
     Raises:
         InputError: anything is missing or differs; the message lists what, and what can be done.
     """
-    if not place.manifest.is_file():
-        raise InputError(f"{place.manifest}: no such file; `tsd data fetch` writes it, once the folder is whole")
-    manifest = read_manifest(place.manifest)
-    _look_through(place, source)
-    return {split: manifest["splits"][split]["images"]["count"] for split in SPLITS}
+    if not is_there(place):
+        raise InputError(f"{place.out}: no such folder; `tsd data fetch` makes it, or put or link your own COCO there")
+    return {split: len(sizes) for split, sizes in _look_through(place, source).items()}
 
 
 def _left_to_unpack(file: SourceFile, place: Place) -> int:
@@ -266,8 +266,8 @@ def _look_through(place: Place, source: Source) -> dict[str, dict[str, int]]:
     Raises:
         InputError: see :func:`verify_folder`.
     """
-    is_there(place)
-    sizes, problems = {}, []
+    sizes: dict[str, dict[str, int]] = {}
+    problems: list[str] = []
     known: dict[str, dict[str, int]] | None = None
     if place.manifest.is_file():
         if not _is_described(place, source):
@@ -297,13 +297,13 @@ def _advice(place: Place, source: Source) -> str:
 
 
 def _known_sizes(place: Place) -> dict[str, dict[str, int]]:
-    try:
-        rows = parquet.read_table(place.sizes).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    entry = read_manifest(place.manifest)["files"]["pictures"]
+    if not place.sizes.is_file() or digest(place.sizes) != entry["sha256"]:
         raise InputError(
-            f"{place.sizes}: can't be read: {str(error).splitlines()[0]}; remove it and {place.manifest}, and "
-            "`tsd data fetch` writes both anew"
-        ) from None
+            f"{place.sizes}: missing, or not the one that belongs to {place.manifest}; remove both, and "
+            "`tsd data fetch` writes them anew"
+        )
+    rows = parquet.read_table(place.sizes).to_pylist()
     sizes: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for row in rows:
         sizes[row["split"]][row["name"]] = row["bytes"]
