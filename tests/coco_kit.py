@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
-from tsd.data.formats.coco_archives import PARTS, SPLITS
+from tsd.data.formats.coco_place import PARTS, SPLITS
 from tsd.data.manifest import digest
 from tsd.data.sources import Source, SourceFile
 

@@ -142,7 +142,7 @@ def _cleaning_up_at_sigterm() -> Iterator[None]:
 
 
 def _fetch(args: Args) -> int:
-    from tsd.data.formats.coco_archives import NEEDED
+    from tsd.data.formats.coco_place import NEEDED
     from tsd.engine import acquire
 
     suite = _suite(args)

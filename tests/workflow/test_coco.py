@@ -90,7 +90,7 @@ def test_another_archive_than_the_sources_stops_the_line_and_a_test_archive_retr
     assert not (project / "data/small.json").exists()
 
 
-def test_a_linked_folder_is_trained_on_where_it_is_and_left_as_it_is(project, tmp_path, monkeypatch):
+def test_a_linked_folder_is_verified_where_it_is_and_left_as_it_is(project, tmp_path, monkeypatch):
     monkeypatch.setenv("TSD_MIRROR", "http://127.0.0.1:9")  # nobody is there
     mine = tmp_path / "mine"
     for part in NEEDED:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tsd.data import fetch
 from tsd.data.formats import coco_archives
+from tsd.data.formats.coco_place import NEEDED
 from tsd.data.formats.voc_archives import make_folder, read_archives
 from tsd.data.generate import SceneSpec, generate
 from tsd.data.manifest import digest, read_manifest
@@ -201,7 +202,7 @@ def fetch_import(suite: Suite, workers: int = 1) -> dict[str, tuple[int, int]] |
     return make_folder(archives, load_source(archives.source, suite.root))
 
 
-def fetch_coco(suite: Suite, parts: Sequence[str] = coco_archives.NEEDED) -> dict[str, int] | None:
+def fetch_coco(suite: Suite, parts: Sequence[str] = NEEDED) -> dict[str, int] | None:
     """Make the suite's folder of its source's archives; None if it is there. Else files of each part.
 
     Raises:

@@ -60,9 +60,9 @@ def data_digest(suite: Suite) -> str:
             described = [[file.path, file.sha256] for file in suite_source(suite).files]
         content = ["openimages", described, pinned(suite)]
     elif suite.fetched is not None:
-        from tsd.data.formats import coco_archives
+        from tsd.data.formats.coco_place import identity
 
-        content = ["coco", coco_archives.identity(suite_source(suite))]
+        content = ["coco", identity(suite_source(suite))]
     else:
         train, val = suite.split("train"), suite.split("val")
         if not train[0].exists() and not val[0].exists():

@@ -28,7 +28,7 @@ from tsd.errors import InputError, ParamsError
 from tsd.files import read_yaml
 
 if TYPE_CHECKING:
-    from tsd.data.formats.coco_archives import Place
+    from tsd.data.formats.coco_place import Place
     from tsd.data.openimages import Challenge
 
 Settings = dict[str, Any]
@@ -140,7 +140,7 @@ class Suite:
         """Where the folder is that COCO's archives are unpacked to; None: the suite's data is of another kind."""
         if self.data["format"] != "coco" or "source" not in self.data or "import" in self.data:
             return None
-        from tsd.data.formats.coco_archives import read_place
+        from tsd.data.formats.coco_place import read_place
 
         return read_place(self.data)
 
@@ -442,7 +442,7 @@ def _check_import(data: dict[str, Any], where: Path, root: Path) -> None:
 def _check_fetched(data: dict[str, Any], where: Path, root: Path) -> None:
     if data["format"] != "coco" or "source" not in data or "import" in data:
         return
-    from tsd.data.formats.coco_archives import read_place, wanted_files
+    from tsd.data.formats.coco_place import read_place, wanted_files
     from tsd.data.sources import load_source
 
     try:

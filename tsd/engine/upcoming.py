@@ -18,7 +18,7 @@ def archives_of(suite: Suite) -> tuple[Source, list[SourceFile], Path] | None:
         return None
     source = suite_source(suite)
     if suite.fetched is not None:
-        from tsd.data.formats.coco_archives import wanted_files
+        from tsd.data.formats.coco_place import wanted_files
 
         return source, wanted_files(source), suite.fetched.store
     from tsd.data.formats.voc_archives import read_archives
@@ -68,7 +68,7 @@ def _there(suite: Suite) -> str:
         summary = Path(suite.data["folder"], "pictures.json")
         return str(summary) if summary.exists() else ""
     if suite.fetched is not None:
-        from tsd.data.formats.coco_archives import is_there
+        from tsd.data.formats.coco_place import is_there
 
         return str(suite.fetched.out) if is_there(suite.fetched) else ""
     from tsd.data.formats.voc_archives import is_made, read_archives

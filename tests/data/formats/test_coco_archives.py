@@ -14,7 +14,8 @@ from tests.coco_kit import NAMES, drawn, source_of, write_archive, write_mirror
 from tests.data.formats.test_voc_archives import everything, in_a_process
 from tests.data.test_transfer import QUICK, Faulty
 from tsd.data import fetch, transfer
-from tsd.data.formats.coco_archives import PARTS, Place, make_folder, verify_folder
+from tsd.data.formats.coco_archives import make_folder, verify_folder
+from tsd.data.formats.coco_place import PARTS, Place
 from tsd.data.manifest import read_manifest
 from tsd.data.serve import served
 from tsd.errors import InputError, WorkError
