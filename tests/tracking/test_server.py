@@ -24,8 +24,10 @@ WRITER = f"""
 import sys, time
 from pathlib import Path
 from tests.tracking.test_mirror import set_status, write_log
-from tsd.tracking.follow import mirror
+from tsd.tracking.follow import update
+from tsd.tracking.process import Process
 
+process = Process()
 folder, uri, flags = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 for turn in range(1, {ROUNDS} + 1):
     if turn == {STOP_AFTER} + 1:
@@ -37,11 +39,12 @@ for turn in range(1, {ROUNDS} + 1):
             time.sleep(0.1)
     write_log(folder, range(1, turn * {STEPS} + 1))
     (folder / f"checkpoints/step_{{turn * {STEPS}:08d}}.pth").touch()
-    told = mirror(folder, uri)
+    told = update(process, folder, uri)
     if turn == {STOP_AFTER} + 1:
         assert not told, "the server was killed"
         (flags / f"{{folder.parents[1].name}}.failed").touch()
 set_status(folder, "FINISHED")
+process.close()
 """
 
 

@@ -117,16 +117,21 @@ def mirror(folder: Path, uri: str, seconds: float = AT_END) -> bool:
         uri: of the store.
         seconds: how long it may take at most.
     """
+    with Process() as process:
+        return update(process, folder, uri, seconds)
+
+
+def update(process: Process, folder: Path, uri: str, seconds: float = AT_END) -> bool:
+    """The same as :func:`mirror`, by a process that is there: it imports MLflow once."""
     mark(folder, "MLflow is being brought up to date")
     if not _allowed(folder, uri):
         return False
-    with Process() as process:
-        try:
-            process.call("sync_run", folder=folder.resolve(), uri=uri, seconds=seconds)
-        except (NoAnswerError, RefusedError) as error:
-            _tell(uri, str(error))
-            mark(folder, str(error))
-            return False
+    try:
+        process.call("sync_run", folder=folder.resolve(), uri=uri, seconds=seconds)
+    except (NoAnswerError, RefusedError) as error:
+        _tell(uri, str(error))
+        mark(folder, str(error))
+        return False
     settle(folder)
     return True
 

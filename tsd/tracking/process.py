@@ -93,9 +93,9 @@ class Process:
         """
         deadline = time.monotonic() + seconds
         if not self._imported:
-            self._line(deadline, patient)
+            self._line(deadline, seconds, patient)
             self._imported = True
-        while (line := self._line(deadline, patient)) == MOVING:
+        while (line := self._line(deadline, seconds, patient)) == MOVING:
             if while_moving:
                 deadline = time.monotonic() + seconds
         self.busy = False
@@ -113,22 +113,21 @@ class Process:
         """
         self.ask(function, seconds=seconds, uri=uri, **arguments)
         if not self._imported:
-            self._line(time.monotonic() + STARTING, patient=False)
+            self._line(time.monotonic() + STARTING, STARTING)
             self._imported = True
         return self.answer(seconds, while_moving=while_moving)
 
-    def _line(self, deadline: float, patient: bool) -> bytes:
-        """The next line that the process writes, if it does so by the deadline."""
+    def _line(self, deadline: float, seconds: float, patient: bool = False) -> bytes:
+        """The next line that the process writes, if it does so by the deadline; the seconds are for the message."""
         assert self._process is not None
         assert self._process.stdout is not None
-        started = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._received:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     if not patient:
                         self.close()
-                    raise NoAnswerError(f"no answer within {max(deadline - started, 0):.0f} s")
+                    raise NoAnswerError(f"no answer within {seconds:.0f} s")
                 part = os.read(self._process.stdout.fileno(), 65536)
                 if not part:
                     raise NoAnswerError(self._end())
