@@ -75,7 +75,7 @@ def test_a_quoted_row_has_no_run(project):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["Table 33"], "no table 'Table 33' in params/tables.yaml; there are: ablation, table1"),
+        (["Table 33"], "no table 'Table 33' in params/tables.yaml; there are: ablation, changes, table1"),
         (["table3", "nobody"], "table3: no row 'nobody'; there are: tsd_joint, tsd_pc_cls"),
         (["--set", "head.margin_cls"], "--set head.margin_cls: expected KEY=VALUE"),
         (["--set", "head.margin_cls=["], "--set head.margin_cls=[: "),
