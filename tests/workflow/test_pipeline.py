@@ -171,7 +171,7 @@ def test_a_browser_shows_the_report(finished):
         words = ["Claims of the paper", "Ablation studies on PC", "figure6", "training_curves", "Environment"]
         text = visit(alone.as_uri(), words, shot)
     assert shot.stat().st_size > 20_000
-    for metrics in (finished / "results/tiny/metrics").iterdir():
+    for metrics in (finished / "results/tiny/metrics").glob("*.json"):
         run = json.loads(metrics.read_text())["run"]
         assert f"tiny/{run['experiment']}/{run['digest']}/seed0" in text
         assert run["predictions_sha256"] in text
