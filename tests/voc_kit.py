@@ -78,19 +78,22 @@ def write_archive(path: Path, files: Files, name: str, more: Mapping[str, bytes 
     members |= {f"{ROOT}/SegmentationClass/{next(iter(files))}.png": b"not needed"}
     folders = {str(above) for member in members for above in Path(member).parents if str(above) != "."}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as content:
-        for folder in sorted(folders):
-            info = tarfile.TarInfo(folder)
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
-            content.addfile(info)
-        for member, data in (members | dict(more)).items():
-            info = tarfile.TarInfo(member)
+    write_tar(path, dict.fromkeys(sorted(folders), (tarfile.DIRTYPE, "")) | members | dict(more))
+
+
+def write_tar(path: Path, members: Mapping[str, bytes | tuple[bytes, str]], mode: str = "w") -> Path:
+    """Write a tar: name → content, or a type and what it points to."""
+    with tarfile.open(path, mode) as content:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
             if isinstance(data, bytes):
                 info.size = len(data)
                 content.addfile(info, io.BytesIO(data))
             else:
                 info.type, info.linkname = data
+                info.mode = 0o755 if info.isdir() else info.mode
                 content.addfile(info)
+    return path
 
 
 def expect(project: Path, mirror: Path) -> None:

@@ -20,6 +20,9 @@ from tsd.errors import InputError, WorkError
 
 Args = argparse.Namespace
 
+EVIDENCE = Path("benchmarks/evidence")
+"""Published metrics, a folder for each suite."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status, 141 (as of SIGPIPE) if nobody reads standard output any more."""
@@ -882,7 +885,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--evidence",
         type=Path,
-        default=Path("benchmarks/evidence"),
+        default=EVIDENCE,
         help="a folder of metrics files for each suite of params/results.yaml (default: %(default)s)",
     )
     verb.add_argument("--output", type=Path, required=True, help="the Markdown page")
@@ -909,7 +912,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--evidence",
         type=Path,
-        default=Path("benchmarks/evidence"),
+        default=EVIDENCE,
         metavar="PATH",
         help="metrics file, or folder of them (default: %(default)s)",
     )

@@ -69,6 +69,12 @@ def exclusive(path: Path, refusal: str) -> Iterator[None]:
         yield
 
 
+def nearest(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    real = Path(path).resolve()
+    return next(folder for folder in (real, *real.parents) if folder.is_dir())
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -1,31 +1,17 @@
 """Archives that hold more than they should, and broken ones."""
 
-import io
 import tarfile
 import zipfile
 
 import pytest
 
+from tests.voc_kit import write_tar
 from tsd.data.unpack import untar, unzip
 from tsd.errors import WorkError
 
 
 def everything(name):
     return True
-
-
-def tar(path, members, mode="w"):
-    """Write a tar: name → content, or a type and what it points to."""
-    with tarfile.open(path, mode) as content:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            if isinstance(data, bytes):
-                info.size = len(data)
-                content.addfile(info, io.BytesIO(data))
-            else:
-                info.type, info.linkname = data
-                content.addfile(info)
-    return path
 
 
 def test_a_zip_stays_in_its_folder(tmp_path):
@@ -49,7 +35,7 @@ def test_a_zip_stays_in_its_folder(tmp_path):
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_the_wanted_files_of_a_tar_are_unpacked(tmp_path, mode):
     members = {"kit": (tarfile.DIRTYPE, ""), "kit/a.txt": b"one", "./kit/deep/b.txt": b"two", "other/c.txt": b"three"}
-    archive = tar(tmp_path / "a.tar", members, mode)
+    archive = write_tar(tmp_path / "a.tar", members, mode)
     assert untar(archive, tmp_path / "out", lambda name: "kit/" in name) == 2
     found = {str(path.relative_to(tmp_path / "out")): path for path in (tmp_path / "out").rglob("*.txt")}
     assert {name: path.read_bytes() for name, path in found.items()} == {"kit/a.txt": b"one", "kit/deep/b.txt": b"two"}
@@ -57,7 +43,7 @@ def test_the_wanted_files_of_a_tar_are_unpacked(tmp_path, mode):
 
 @pytest.mark.parametrize("name", ["../escape.txt", "kit/../../escape.txt", "/escape.txt"])
 def test_a_tar_with_a_member_that_leads_out_is_refused_whole(tmp_path, name):
-    archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one", name: b"no"})
+    archive = write_tar(tmp_path / "a.tar", {"kit/a.txt": b"one", name: b"no"})
     with pytest.raises(WorkError, match=r"escape.txt: leads out of the folder: refused"):
         untar(archive, tmp_path / "out", lambda name: name.startswith("kit/a"))
     assert not (tmp_path / "out").exists()
@@ -65,7 +51,9 @@ def test_a_tar_with_a_member_that_leads_out_is_refused_whole(tmp_path, name):
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_a_wanted_member_that_is_no_file_is_refused(tmp_path, kind):
-    archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one", "kit/b.txt": (kind, "kit/a.txt"), "c": (kind, "kit/a.txt")})
+    archive = write_tar(
+        tmp_path / "a.tar", {"kit/a.txt": b"one", "kit/b.txt": (kind, "kit/a.txt"), "c": (kind, "kit/a.txt")}
+    )
     with pytest.raises(WorkError, match=r"a.tar: kit/b.txt: a link or a device; expected a file: refused"):
         untar(archive, tmp_path / "out", everything)
     assert not (tmp_path / "out").exists()
@@ -74,14 +62,14 @@ def test_a_wanted_member_that_is_no_file_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize(("mode", "kept"), [("w", 0.6), ("w:gz", 0.6), ("w", 0.0), ("w", 0.005)])
 def test_a_broken_tar_is_named(tmp_path, mode, kept):
-    archive = tar(tmp_path / "a.tar", {f"kit/{number}.txt": bytes(range(256)) * 80 for number in range(5)}, mode)
+    archive = write_tar(tmp_path / "a.tar", {f"kit/{number}.txt": bytes(range(256)) * 80 for number in range(5)}, mode)
     archive.write_bytes(archive.read_bytes()[: int(kept * archive.stat().st_size)])
     with pytest.raises(WorkError, match=r"a.tar: broken: .*; remove it to fetch it again"):
         untar(archive, tmp_path / "out", everything)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    archive = tar(tmp_path / "a.tar", {"kit/a.txt": b"one"})
+    archive = write_tar(tmp_path / "a.tar", {"kit/a.txt": b"one"})
     (tmp_path / "out").write_text("a file")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
         content.writestr("kit/a.txt", b"one")

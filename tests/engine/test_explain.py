@@ -54,6 +54,13 @@ def test_the_chain_from_a_cell_to_the_data(evaluated, table, row):
     assert ("row tsd_joint" in text) is (row is None)
 
 
+def test_a_cell_that_the_paper_does_not_have_is_explained_too(evaluated):
+    done = tsd("explain", "--suite", "tiny", "changes", "tsd_pc")
+    assert done.returncode == 0, done.stderr
+    assert "  AP: 25.0\n" in done.stdout
+    assert "the paper:" not in done.stdout
+
+
 def test_predictions_that_were_changed_are_named(evaluated):
     evaluated.predictions.write_text("[ ]")
     assert "CHANGED since the metrics were taken" in tsd("explain", "--suite", "tiny", "table3", "tsd_pc").stdout

@@ -8,7 +8,7 @@ import yaml
 from tests.conftest import ROOT, tsd
 from tsd.errors import ParamsError
 from tsd.report.claims import Claim, Judgement
-from tsd.report.results_page import Section, load_sections, results_page, summary
+from tsd.report.results_page import Section, load_sections, results_page
 
 HELPS = Claim("a", "A helps", "Table 3", "one", "two", "AP", otherwise="It means little. It does not mean much.")
 GROWS = Claim("b", "B grows", "Table 3", "one", "two", "AP75", otherwise="It means little. It does not mean much.")
@@ -51,11 +51,6 @@ def test_without_runs_the_page_says_so():
     assert "No claim is judged yet" in results_page([section(Judgement(HELPS, 0.004))], "tsd results")
     page = results_page([section(Judgement(HELPS, 0.004), recorded="docs/results/demo/claims.md")], "tsd results")
     assert "(results/demo/claims.md)" in page
-
-
-def test_the_summary_has_a_line_per_verdict():
-    text = summary(section(Judgement(HELPS, 0.004, 0.001, -0.01, 0.02, (0, 1)), Judgement(GROWS, None)))
-    assert text.splitlines()[2:] == ["| A helps (AP) | +0.4 | +0.1 [-1.0, +2.0] | not resolved |"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tsd.data.progress import interval
 from tsd.data.sources import Source
 from tsd.data.transfer import Policy, TransferError, download, get
 from tsd.errors import InputError, WorkError
-from tsd.files import exclusive, write_text
+from tsd.files import exclusive, nearest, write_text
 
 FAILURES = "failures.csv"
 SPEED = 100e6
@@ -120,10 +120,7 @@ def _announce(what: str, size: float, folder: Path, beside: float = 0) -> None:
 
 def free_space(folder: Path) -> int:
     """Bytes that are free where a folder is, or will be."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(folder)).free
 
 
 def fetch_pictures(

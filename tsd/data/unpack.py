@@ -3,13 +3,13 @@
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tsd.data.progress import interval
-from tsd.errors import WorkError
+from tsd.errors import InputError, WorkError
 
 
 def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
@@ -78,6 +78,25 @@ def untar(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
 def holds_nothing(folder: Path) -> bool:
     """Whether it is a folder without files and links: Snakemake makes such ones for a rule's outputs."""
     return folder.is_dir() and all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
+
+
+def is_whole(folder: Path, parts: Iterable[Path], otherwise: str) -> bool:
+    """Whether all parts of a folder are there, whoever put them there; or none. Folders without files do not count.
+
+    Args:
+        folder: that is made as a whole.
+        parts: what is in it then.
+        otherwise: what to do about a folder that is there in part.
+
+    Raises:
+        InputError: something is there, but not all of it.
+    """
+    missing = [path for path in parts if not path.exists()]
+    if not missing:
+        return True
+    if folder.is_symlink() or (folder.exists() and not holds_nothing(folder)):
+        raise InputError(f"{missing[0]}: not there, but {folder} is; complete it, or remove {otherwise}")
+    return False
 
 
 def _leads_out(name: str) -> bool:

@@ -17,6 +17,7 @@ from tsd.engine.budget import format_budget
 from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import get_runs
 from tsd.errors import InputError
+from tsd.files import nearest
 
 MOUNTS = Path("/proc/self/mounts")
 
@@ -82,12 +83,6 @@ def mount_of(path: Path) -> Mount:
         if inside and len(place) >= len(found.place):
             found = Mount(place, kind, tuple(options.split(",")))
     return found
-
-
-def nearest(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    real = Path(path).resolve()
-    return next(folder for folder in (real, *real.parents) if folder.is_dir())
 
 
 def locks(context: Context) -> Check:

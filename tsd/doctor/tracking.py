@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tsd.doctor.checks import Check, Context
-from tsd.doctor.places import mount_of, nearest
+from tsd.doctor.places import mount_of
 from tsd.errors import InputError
+from tsd.files import nearest
 
 PATIENCE = 5.0
 """Seconds for a server to answer."""

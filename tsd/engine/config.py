@@ -133,9 +133,8 @@ def _data(run: Run, classes: list[str]) -> Config:
         }
     evaluator = _evaluator(run)
     if run.processes > 1:
-        evaluator["collect_device"] = (
-            "gpu"  # by messages, in mmengine's words; its other way is a folder on a shared disk
-        )
+        # In mmengine's words: by messages. Its other way is a folder on a shared disk.
+        evaluator["collect_device"] = "gpu"
     if legacy:
         evaluator["inclusive"] = True
     return {

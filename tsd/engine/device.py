@@ -10,6 +10,20 @@ OLDER_BUILD = "cu126"
 """Build of torch for older drivers, see ``TORCH_BACKEND`` in the Makefile."""
 
 
+def set_up(run: Run) -> None:
+    """Make this process compute as the run's settings and resources say: device, threads, exactness.
+
+    Raises:
+        InputError: see :func:`check_device`.
+    """
+    import torch
+
+    check_device(run)
+    if not run.on_gpu:
+        torch.set_num_threads(run.resources["threads"])
+    torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
+
+
 def check_device(run: Run) -> None:
     """Refuse to compute on the CPU what asks for GPUs.
 

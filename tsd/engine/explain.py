@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tsd.engine.identity import PIN, data_digest, manifest_path, pinned
-from tsd.engine.params import Run, Settings, Suite, get_runs, lineage, load_suite
+from tsd.engine.params import Run, Settings, Suite, existing_metrics, get_runs, lineage, load_suite
 from tsd.errors import InputError, ParamsError
 from tsd.files import read_json
 from tsd.report import tables
@@ -55,14 +55,15 @@ def explain_rows(suite: Suite, table: str, row: str | None = None) -> str:
     reported = tables.load_reported(PARAMS)
     digest = data_digest(suite)
     runs = get_runs(suite, digest)
-    files = [run.metrics_file for run in runs if run.metrics_file.exists()]
+    files = existing_metrics(runs)
     built = tables.build_table(name, definition | {"rows": rows}, tables.collect_results(files), reported, "")
     lines = [f"{definition['title']} ({definition['source']}, {name} in {PARAMS}/tables.yaml), suite {suite.name}"]
     for described, shown in zip(rows, built.rows, strict=True):
         lines += ["", f"row {described['id']}: {shown.label}"]
         for column, cell in zip(definition["columns"], shown.cells, strict=True):
-            paper = f"; the paper: {cell.reported} ({PARAMS}/reported.csv, {described['reported']})"
-            lines.append(f"  {column['label']}: {cell.measured or 'quoted'}{paper if cell.reported else ''}")
+            place = f"({PARAMS}/reported.csv, {described.get('reported')})"
+            paper = f"; the paper: {cell.reported} {place}" if cell.reported else ""
+            lines.append(f"  {column['label']}: {cell.measured or 'quoted'}{paper}")
         lines += _of_experiment(suite, described.get("experiment"), runs)
     return "\n".join([*lines, "", *_of_data(suite, digest)])
 

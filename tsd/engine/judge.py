@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tsd.engine.identity import data_digest
-from tsd.engine.params import Run, Suite, get_runs
+from tsd.engine.params import Run, Suite, existing_metrics, get_runs
 from tsd.errors import InputError
 from tsd.evaluation.bootstrap import paired_difference
 from tsd.evaluation.draws import SUFFIX, draws_beside, figure_of
@@ -56,7 +56,8 @@ def make_claims(suite: Suite, output: Path, metrics: Sequence[Path] | None = Non
     """
     if output.suffix == ".csv":
         raise InputError(f"{output}: the page is Markdown, with the CSV beside it; expected a name like claims.md")
-    judgements, notes = judge(suite, _of_params(suite) if metrics is None else list(metrics))
+    files = existing_metrics(get_runs(suite, data_digest(suite))) if metrics is None else list(metrics)
+    judgements, notes = judge(suite, files)
     text = format_claims(judgements, f"Claims of the paper, judged by suite {suite.name}", notes)
     write_text(output, text)
     write_text(output.with_suffix(".csv"), to_csv(judgements))
@@ -75,10 +76,6 @@ def judge(suite: Suite, files: Sequence[Path]) -> tuple[list[Judgement], list[st
     runs = _read(suite, with_draws)
     judgements = [_judge(claim, paper_difference(claim, reported), runs) for claim in claims]
     return judgements, _notes(suite, runs, judgements, len(files) - len(with_draws))
-
-
-def _of_params(suite: Suite) -> list[Path]:
-    return [run.metrics_file for run in get_runs(suite, data_digest(suite)) if run.metrics_file.exists()]
 
 
 def _read(suite: Suite, files: Sequence[Path]) -> dict[tuple[str, int], Evidence]:
@@ -162,7 +159,7 @@ def intervals(files: Sequence[Path], figures: Sequence[str]) -> dict[tuple[str, 
         figures: as :func:`tsd.evaluation.draws.figure_of` takes them.
     """
     by_experiment: dict[str, list[pd.DataFrame]] = {}
-    for path in files:
+    for path in files if figures else ():
         if path.with_suffix(SUFFIX).exists():
             by_experiment.setdefault(read_run(path)["experiment"], []).append(draws_beside(path))
     result = {}

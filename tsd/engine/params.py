@@ -10,7 +10,7 @@ import json
 import math
 import re
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -253,7 +253,9 @@ class Run:
     @property
     def draws_file(self) -> Path:
         """Beside it: the figures of bootstrap draws, which verdicts and intervals are made of."""
-        return self.metrics_file.with_suffix(".draws.csv")
+        from tsd.evaluation.draws import SUFFIX
+
+        return self.metrics_file.with_suffix(SUFFIX)
 
     def describe(self) -> dict[str, Any]:
         """The resolved experiment as plain data, as written to ``experiment.yaml``."""
@@ -500,6 +502,11 @@ def get_run(suite: Suite, experiment: str, seed: int, data_digest: str) -> Run:
 def get_runs(suite: Suite, data_digest: str) -> list[Run]:
     """Every run of the suite, experiments first, then seeds."""
     return [Run(suite, name, seed, data_digest) for name in suite.experiments for seed in suite.seeds]
+
+
+def existing_metrics(runs: Iterable[Run]) -> list[Path]:
+    """Published metrics of runs, those that are there."""
+    return [run.metrics_file for run in runs if run.metrics_file.exists()]
 
 
 def verified_path(suite: Suite, data_digest: str) -> Path:

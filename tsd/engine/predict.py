@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tsd.engine.device import check_device
+from tsd.engine.device import set_up
 from tsd.engine.params import Run
 from tsd.errors import InputError
 from tsd.files import atomic_path, read_json, write_json, write_text
@@ -120,16 +120,12 @@ def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
     Raises:
         InputError: an unusable checkpoint, or no GPU where one is asked for.
     """
-    import torch
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
     from tsd.engine import checkpoint
 
-    check_device(run)
-    if not run.on_gpu:
-        torch.set_num_threads(run.resources["threads"])
-    torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
+    set_up(run)
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
     checkpoint.load_model(model, checkpoint_path)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.judge import intervals, judge
-from tsd.engine.params import Run, Suite, get_runs, load_suite
+from tsd.engine.params import Run, Suite, existing_metrics, get_runs, load_suite
 from tsd.errors import InputError
 from tsd.evaluation.draws import SUFFIX
 from tsd.files import read_json, write_json, write_text
@@ -44,10 +44,9 @@ def run_folder(run: dict[str, Any]) -> Path:
     return Path("results", run["suite"], "runs", run["experiment"], run["digest"], f"seed{run['seed']}")
 
 
-def existing_metrics(suite: Suite) -> list[Path]:
-    """Published metrics that today's params resolve to and that are there."""
-    runs = get_runs(suite, data_digest(suite))
-    return [run.metrics_file for run in runs if run.metrics_file.exists()]
+def _files(suite: Suite, metrics: Sequence[Path] | None) -> list[Path]:
+    """Those files, or the published metrics that today's params resolve to and that are there."""
+    return existing_metrics(get_runs(suite, data_digest(suite))) if metrics is None else list(metrics)
 
 
 def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models: Path | None = None) -> str:
@@ -59,7 +58,7 @@ def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models:
         out: folder of the tables.
         models: from ``tsd inspect``, for the columns that need no training.
     """
-    files = existing_metrics(suite) if metrics is None else list(metrics)
+    files = _files(suite, metrics)
     results, made = build_tables(suite, files, models)
     for table in made:
         tables.write_table(table, out)
@@ -166,7 +165,7 @@ def _training_csv(files: Sequence[Path]) -> str:
 
 def make_run_list(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> None:
     """Write a line per run: experiment, seed, digest, git commit and the COCO figures."""
-    files = existing_metrics(suite) if metrics is None else list(metrics)
+    files = _files(suite, metrics)
     lines = []
     for path in files:
         content = read_json(path)
@@ -231,7 +230,7 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
     """Draw every figure that the runs allow into ``out/pictures``; ``figures.json`` says which, and why others not."""
     from tsd.report import figures
 
-    files = existing_metrics(suite) if metrics is None else list(metrics)
+    files = _files(suite, metrics)
     known = {path: read_json(path)["run"] for path in files}
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import yaml
 from tsd.data.coco import load_coco
 from tsd.data.manifest import verify_annotations
 from tsd.engine import distributed, pieces, slurm, stopping
-from tsd.engine.device import check_device
+from tsd.engine.device import set_up
 from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
@@ -43,14 +43,9 @@ def train(
         WorkError: its jobs are too short for a step.
         SystemExit: it was told to stop; see :mod:`tsd.engine.stopping` and :mod:`tsd.engine.pieces`.
     """
-    import torch
-
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    check_device(run)
-    if not run.on_gpu:
-        torch.set_num_threads(run.resources["threads"])
-    torch.set_float32_matmul_precision(run.settings["schedule"].get("float32_matmul", "highest"))
+    set_up(run)
     if distributed.rank():
         return _train_along(run, folder)
     _check_data(run)

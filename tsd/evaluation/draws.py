@@ -25,6 +25,7 @@ from tsd.evaluation.bootstrap import (
     mean_over_classes,
     rarer_half,
 )
+from tsd.evaluation.coco import read_predictions
 from tsd.evaluation.kinds import KINDS, lost_to_kinds, match_kinds
 from tsd.files import read_json, write_text
 
@@ -64,8 +65,9 @@ def draw_figures(
         if {entry["id"] for entry in trained["categories"]} != {entry["id"] for entry in truth["categories"]}:
             raise InputError("the training annotations have other categories than the annotations")
         tail = rarer_half(trained)
-    matches, hits = match_and_hits(truth, predictions)
-    kinds = match_kinds(truth, predictions)
+    results = read_predictions(predictions, truth, "bbox")
+    matches, hits = match_and_hits(truth, results)
+    kinds = match_kinds(truth, results)
     lines = []
     for weights in draw_weights(matches.pictures, draws):
         precision = average_precision(matches, weights)

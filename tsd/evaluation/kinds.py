@@ -45,18 +45,9 @@ def match_kinds(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any
         missed[categories.index(error.gt["class"]), places[error.gt["image"]]] += 1
 
     def matches(data: Any, counted: Array) -> Matches:
-        classes = [
-            _class_matches(data.objs[label].data_points, owners, counted[place]) if label in data.objs else None
-            for place, label in enumerate(categories)
-        ]
-        nothing = np.zeros(0, dtype=np.int64)
-        return Matches(
-            len(places),
-            tuple(
-                part or ClassMatches(nothing, (nothing,), (nothing,), counted[place])
-                for place, part in enumerate(classes)
-            ),
-        )
+        points = [data.objs[label].data_points if label in data.objs else {} for label in categories]
+        classes = [_class_matches(own, owners, objects) for own, objects in zip(points, counted, strict=True)]
+        return Matches(len(places), tuple(classes))
 
     result = {"": matches(run.ap_data, counts)}
     for kind, error_type in zip(KINDS, TIDE._error_types, strict=True):
@@ -120,7 +111,7 @@ def _detections(truth: Mapping[str, Any], predictions: Path | list[dict[str, Any
 def _class_matches(points: Mapping[int, tuple[float, bool, Any]], owners: Array, objects: Array) -> ClassMatches:
     """tidecv's data points of one class, by detection: score and whether it is true."""
     ids = np.fromiter(points, dtype=np.int64, count=len(points))
-    order = np.argsort([-score for score, *_ in points.values()], kind="mergesort")
+    order = np.argsort(np.array([-score for score, *_ in points.values()]), kind="mergesort")
     true = np.array([bool(hit) for _, hit, _ in points.values()], dtype=bool)
     nothing = np.zeros(0, dtype=np.int64)
     return ClassMatches(owners[ids[order]], (np.flatnonzero(true[order]),), (nothing,), objects)

@@ -8,7 +8,7 @@ from typing import Any
 from tsd.errors import ParamsError
 from tsd.files import read_yaml
 from tsd.report.claims import Judgement, claims_table
-from tsd.report.tables import NOT_RUN, Table, pipes, to_markdown
+from tsd.report.tables import NOT_RUN, Table, to_markdown
 
 JUDGED = ("supported", "contradicted", "not resolved")
 
@@ -139,15 +139,3 @@ def _explanations(judged: Sequence[Judgement]) -> list[str]:
         names = "; ".join(f"{item.claim.text} ({item.verdict})" for item in items)
         lines.append(f"- **{names}.** {text}")
     return lines
-
-
-def summary(section: Section) -> str:
-    """A line per verdict, for a README."""
-    head = ["claim", "paper's Δ", "our Δ, 95 % interval", "verdict"]
-    lines = [pipes(head), pipes(["---"] * len(head))]
-    for item in section.judgements:
-        if item.verdict in JUDGED and item.value is not None and item.low is not None and item.high is not None:
-            paper = "" if item.paper is None else f"{100 * item.paper:+.1f}"
-            ours = f"{100 * item.value:+.1f} [{100 * item.low:+.1f}, {100 * item.high:+.1f}]"
-            lines.append(pipes([f"{item.claim.text} ({item.claim.figure})", paper, ours, item.verdict]))
-    return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from tsd.engine.budget import format_budget
 from tsd.engine.identity import ABSENT, absence, data_digest
 from tsd.engine.params import (
+    existing_metrics,
     get_run,
     get_runs,
     load_suite,
@@ -85,22 +86,17 @@ def all_metrics(wildcards):
     return metrics_of(SUITE.experiments)
 
 
-def existing_metrics():
-    """Metrics that are here already; nothing is made for them."""
-    return [str(run.metrics_file) for run in RUNS if run.metrics_file.exists()]
-
-
 def wanted_metrics(wildcards):
     """All metrics of the suite; what exists already where only tables, figures or the report are asked for."""
     targets = set(workflow.dag_settings.targets)
     if targets and targets <= ONLY_EXISTING:
-        return existing_metrics()
+        return list(map(str, existing_metrics(RUNS)))
     if targets and targets <= set(TABLES):
         return metrics_of(
             {name for table in targets for name in experiments_of(TABLES[table])}
         )
     if targets and not targets <= {"all"}:
-        return existing_metrics()
+        return list(map(str, existing_metrics(RUNS)))
     return all_metrics(wildcards)
 
 

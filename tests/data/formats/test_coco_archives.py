@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.coco_kit import NAMES, drawn, source_of, write_archive, write_mirror
 from tests.data.formats.test_voc_archives import everything, in_a_process
-from tests.data.test_transfer import QUICK, Faulty
+from tests.data.test_transfer import Faulty
 from tsd.data import fetch, transfer
 from tsd.data.formats.coco_archives import make_folder, verify_folder
 from tsd.data.formats.coco_place import PARTS, Place
@@ -30,13 +30,9 @@ class Server(Faulty):
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
+def source(tmp_path, fetching):
     """Of a server with the archives, and a current folder to fetch to."""
     write_mirror(tmp_path / "mirror")
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    real = fetch.download
-    monkeypatch.setattr(fetch, "download", lambda *args, **options: real(*args, **options | {"policy": QUICK}))
     Server.script.clear()
     Server.seen.clear()
     with served({"small": tmp_path / "mirror"}, Server) as url:

@@ -9,9 +9,8 @@ from typing import ClassVar
 
 import pytest
 
-from tests.data.test_transfer import QUICK, Faulty
+from tests.data.test_transfer import Faulty
 from tests.voc_kit import ROOT, TEST, TRAINVAL, drawn, photographs, write_archive
-from tsd.data import fetch
 from tsd.data.formats.voc import import_voc
 from tsd.data.formats.voc_archives import make_folder, read_archives
 from tsd.data.formats.voc_files import Lists, Options
@@ -31,15 +30,11 @@ class Server(Faulty):
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch):
+def mirror(tmp_path, fetching):
     """A server with both archives, and a current folder to fetch to."""
     folder = tmp_path / "mirror"
     write_archive(folder / TRAINVAL, TRAIN, "trainval")
     write_archive(folder / TEST, VAL, "test")
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    real = fetch.download
-    monkeypatch.setattr(fetch, "download", lambda *args, **options: real(*args, **options | {"policy": QUICK}))
     Server.script.clear()
     Server.seen.clear()
     with served({"voc2007": folder}, Server) as url:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd.data.sources import Source, SourceFile
-from tsd.data.unpack import holds_nothing
+from tsd.data.unpack import is_whole
 from tsd.errors import InputError
 
 
@@ -130,13 +130,5 @@ def is_there(place: Place) -> bool:
     Raises:
         InputError: something is there, but not all of it.
     """
-    missing = [path for path in place.parts if not path.exists()]
-    if not missing:
-        return True
-    out = place.out
-    if out.is_symlink() or (out.exists() and not holds_nothing(out)):
-        raise InputError(
-            f"{missing[0]}: not there, but {out} is; complete it, or remove {out} to have it fetched; if it is data of "
-            "your own, make a suite of it (docs/own-data.md)"
-        )
-    return False
+    otherwise = f"{place.out} to have it fetched; if it is data of your own, make a suite of it (docs/own-data.md)"
+    return is_whole(place.out, place.parts, otherwise)

@@ -14,7 +14,7 @@ from tsd.data.fetch import alone, fetch_files
 from tsd.data.formats.voc import import_voc
 from tsd.data.formats.voc_files import CLASSES, Lists, Options
 from tsd.data.sources import Source
-from tsd.data.unpack import holds_nothing, untar
+from tsd.data.unpack import is_whole, untar
 from tsd.errors import InputError, WorkError
 
 WANTED = ("Annotations", "JPEGImages", "ImageSets")
@@ -115,15 +115,7 @@ def is_made(archives: Archives) -> bool:
     Raises:
         InputError: something is there, but not all of it.
     """
-    missing = [path for path in archives.parts if not path.exists()]
-    if not missing:
-        return True
-    out = archives.out
-    if out.is_symlink() or (out.exists() and not holds_nothing(out)):
-        raise InputError(
-            f"{missing[0]}: not there, but {out} is; complete it, or remove it to have it made of the archives"
-        )
-    return False
+    return is_whole(archives.out, archives.parts, "it to have it made of the archives")
 
 
 def make_folder(archives: Archives, source: Source) -> dict[str, tuple[int, int]] | None:
