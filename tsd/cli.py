@@ -402,10 +402,19 @@ def _tables(args: Args) -> int:
 
 def _inspect(args: Args) -> int:
     from tsd.engine.inspect import format_facts, inspect_suite, write_facts
+    from tsd.engine.networks import PROPOSALS, RECORD, SIZE, record
 
-    facts = inspect_suite(_suite(args), (args.size[1], args.size[0]), args.proposals)
+    size = (args.size[1], args.size[0])
+    if args.record and (size, args.proposals) != (SIZE, PROPOSALS):
+        raise InputError(
+            f"--record: {RECORD} holds counts for --size {SIZE[1]} {SIZE[0]} --proposals {PROPOSALS} alone"
+        )
+    suite = _suite(args)
+    facts = inspect_suite(suite, size, args.proposals)
     if args.output:
-        write_facts(args.output, facts, (args.size[1], args.size[0]), args.proposals)
+        write_facts(args.output, facts, size, args.proposals)
+    if args.record:
+        record(suite, facts)
     print(format_facts(facts))
     return 0
 
@@ -872,6 +881,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--proposals", type=_positive, default=1000, help="RoIs per picture (default: %(default)s)")
     verb.add_argument("--output", type=Path, help="also write JSON")
+    verb.add_argument("--record", action="store_true", help="also put them into params/networks.csv, for plans")
     verb = _add(verbs, "convert", _convert, "a checkpoint of the released code (Sense-X/TSD) → one for tsd predict")
     verb.add_argument("source", type=Path, help="the released .pth")
     verb.add_argument("target", type=Path, help="the file to write")

@@ -1,12 +1,39 @@
 """The plan that a dry run prints."""
 
+import csv
 import json
+import math
 from pathlib import Path
 
+import pytest
+import yaml
+
+from tests.conftest import tsd
 from tests.workflow.test_pipeline import edit, run
 from tsd.engine.budget import format_budget
+from tsd.engine.costs import read_speeds, seconds_per_step
+from tsd.engine.networks import models_path, networks_of
 from tsd.engine.params import get_runs, load_suite
+from tsd.errors import InputError
+from tsd.files import write_lines
 from tsd.report.tables import chosen_tables, load_figures
+
+
+def rows():
+    with Path("params/networks.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def only(*experiments, override=None):
+    """A suite's content with these experiments alone, and further settings."""
+
+    def change(content):
+        content.pop("experiment_resources", None)
+        content.pop("tables", None)
+        content.update(experiments=list(experiments))
+        content["override"] = {**content.get("override", {}), **(override or {})}
+
+    return change
 
 
 def budget(name="tiny"):
@@ -20,38 +47,110 @@ def test_the_matrix_of_the_paper_is_planned_before_anything_is_there(project):
     names = load_suite("coco").experiments
     assert f"trainings: {len(names)}, of which 0 are there and {len(names)} to be done" in text
     hours = (len(names) * 8 + 8) * 24  # one of them on 16
-    assert f"GPU-hours on 8 or 16 GPUs each: {hours:,} if each of the {len(names)} trainings takes its job's" in text
+    assert f"  {hours:,} if each fills one job of 24 h" in text
     assert "table2: 2 experiments, 2 of them also above; 2 to be trained" in text  # rows that share a run train once
     assert "figure4: 10 experiments; 10 to be trained" in text
     assert "disk, data: 20 GB" in text
-    assert "disk, checkpoints: not known before `tsd inspect --suite coco" in text
 
 
-def test_finished_runs_say_what_the_others_will_take(project):
+def test_what_was_never_timed_is_estimated_for_each_gpu(project):
+    """By hand: 12 epochs of the baseline over 1,000 pictures of 1344 x 800, 209 GMAC each with 512 RoIs."""
+    edit(project / "params/suites/coco.yaml", only("baseline", override={"input": {"size": [1344, 800]}}))
+    edit(project / "params/sources.yaml", lambda sources: sources["coco"]["pictures"].update(train=1000))
+    (row,) = (row for row in rows() if (row["suite"], row["experiment"]) == ("coco", "baseline"))
+    gmacs = float(row["gmacs_picture"]) + 0.512 * float(row["gmacs_rois"])
+    hours = 13 * 32 * 32 * 6 * gmacs / 12e3 / 3600
+    text = budget("coco")
+    assert f"GPU-hours, 1 training on 8 GPUs each: about {hours:.1f} on V100, {0.6 * hours:.1f} on A100" in text
+    assert "± 50%; nothing was timed here yet" in text
+
+
+def test_a_small_network_takes_the_least_time_of_a_step(project):
+    edit(project / "params/suites/evidence.yaml", only("baseline"))
+    suite = load_suite("evidence")
+    steps = suite.settings["baseline"]["schedule"]["epochs"] * 250
+    pictures = 250 * suite.settings["baseline"]["schedule"]["batch_size"]
+    edit(project / "params/suites/evidence.yaml", lambda suite: suite["data"]["generate"].update(train=pictures))
+    count = len(suite.seeds)
+    hours = f"{float(f'{count * steps * 0.15 / 3600:.2g}'):.1f}"
+    assert f"about {hours} on V100, {hours} on A100, {hours} on H100" in budget("evidence")
+
+
+def test_a_network_that_nobody_counted_leaves_the_limits(project):
+    edit(project / "params/suites/coco.yaml", only("tsd", override={"neck": {"channels": 128}}))
+    text = budget("coco")
+    assert "GPU-hours, 1 training on 8 GPUs each: 192 if each fills one job of 24 h" in text
+    assert "disk, checkpoints: not known before `tsd inspect --suite coco --output results/coco/models.json`" in text
+    assert tsd("inspect", "--suite", "coco", "--output", "results/coco/models.json", fresh=True).returncode == 0
+    text = budget("coco")
+    assert "on A100" in text
+    assert "disk, checkpoints: not known" not in text
+
+
+def test_own_counts_are_not_those_of_another_network(project):
+    edit(project / "params/suites/coco.yaml", only("tsd", override={"neck": {"channels": 128}}))
+    path = models_path(load_suite("coco"))
+    path.parent.mkdir(parents=True)
+    facts = {"params_m": 1.0, "gmacs": 2.0, "macs": {"roi_head": 1e9}, "network": "of another"}
+    path.write_text(json.dumps({"size": [800, 1344], "proposals": 1000, "models": {"tsd": facts}}))
+    assert "disk, checkpoints: not known before" in budget("coco")
+
+
+def test_steps_that_were_timed_here_stand_for_all(project):
+    """The baseline's are its own; TSD's follow by multiply-adds; a pause between two jobs counts for nothing."""
     edit(project / "params/suites/tiny.yaml", lambda suite: suite.update(resources={"gpu": 4, "runtime": 600}))
     suite = load_suite("tiny")
     runs = get_runs(suite, "d" * 12)
-    done = runs[0]
-    done.folder.mkdir(parents=True)
-    (done.folder / "checkpoint.pth").touch()
-    status = {"status": "FINISHED", "error": None}
-    status |= {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:30:00+00:00"}
-    (done.folder / "status.json").write_text(json.dumps(status))
-    rest = len(runs) - 1
+    first = next(run for run in runs if run.experiment == "baseline")
+    times = [0, 10, 20, 5000, 5010, 5020]
+    first.folder.mkdir(parents=True)
+    lines = [{"time": time, "step": 10 * (1 + place), "loss": 1.0} for place, time in enumerate(times)]
+    write_lines(first.folder / "log.jsonl", [*lines, {"time": 5021.0, "step": 60, "val/AP": 0.1}])
+    assert seconds_per_step(first) == 1.0
+    schedule = suite.settings["baseline"]["schedule"]
+    steps = schedule["epochs"] * math.ceil(suite.data["generate"]["train"] / schedule["batch_size"])
+    networks = networks_of(suite)
+    gmacs = [networks[run.experiment].gmacs(run.settings) for run in runs]
+    hours = 4 * steps * sum(gmacs) / networks["baseline"].gmacs(first.settings) / 3600
+    others = sum(run.experiment != "baseline" for run in runs)
     text = budget()
-    assert f"of which 1 are there and {rest} to be done" in text
-    assert f"GPU-hours on 4 GPUs each: {rest * 40} if each of the {rest} trainings takes its" in text
-    assert "its job's limit of 10 h" in text
-    assert f"{rest * 6:.1f} by the 1 that are finished (1.50 h each)" in text
+    assert f"GPU-hours, {len(runs)} trainings on 4 GPUs each: {hours:.1f} by steps timed here (baseline 1.00 s" in text
+    assert f"which stand for the {others} other" in text
+
+
+def test_what_is_trained_is_not_counted(project):
+    suite = load_suite("tiny")
+    for one in get_runs(suite, "d" * 12):
+        one.folder.mkdir(parents=True)
+        one.checkpoint.touch()
+    text = budget()
+    assert "and 0 to be done" in text
+    assert "hours: nothing is left" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"tflops": {"A100": 20}, "error": 0.5}, "expected the keys error, least_step, tflops"),
+        ({"tflops": {}, "error": 0.5, "least_step": 0.1}, "tflops: expected lines of a GPU's name and a number"),
+        ({"tflops": {"A100": 0}, "error": 0.5, "least_step": 0.1}, "A100: expected a number above 0, got 0"),
+        ({"tflops": {"A100": 20}, "error": "half", "least_step": 0.1}, "error: expected a number above 0, got 'half'"),
+    ],
+)
+def test_speeds_that_are_none(project, content, said):
+    Path("params/gpus.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=f"params/gpus.yaml: {said}"):
+        read_speeds(Path())
 
 
 def test_disk_counts_weights_and_the_states_that_are_kept(project):
     suite = load_suite("tiny")
-    models = Path("results/tiny/models.json")
-    models.parent.mkdir(parents=True)
-    models.write_text(json.dumps({"models": {name: {"params_m": 100.0} for name in suite.experiments}}))
+    networks = networks_of(suite)
     states = {"sgd": 2, "adamw": 3}
-    size = sum(0.4 * (1 + 2 * states[run.settings["schedule"]["optimizer"]]) for run in get_runs(suite, "d" * 12))
+    size = sum(
+        4e-3 * networks[run.experiment].params_m * (1 + 2 * states[run.settings["schedule"]["optimizer"]])
+        for run in get_runs(suite, "d" * 12)
+    )
     assert f"disk, checkpoints: {size:.1f} GB" in budget()
 
 

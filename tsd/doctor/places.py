@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tsd.doctor.checks import PATIENCE, Check, Context
 from tsd.doctor.inputs import missing_data
-from tsd.engine.budget import format_budget
+from tsd.engine.budget import checkpoints_size, data_size, to_count
 from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import get_runs
 from tsd.errors import InputError
@@ -170,33 +170,13 @@ def _space(context: Context, name: str, place: Path, folder: Path, wanted: float
 
 
 def need(context: Context) -> tuple[float, float, str | None]:
-    """GB of data and of checkpoints still to come by the plan, and the command that makes the latter known.
-
-    Raises:
-        InputError: the plan no longer says it in the words that are read here.
-    """
+    """GB of data and of checkpoints still to come, and the command that makes the latter known."""
     suite = context.suite
     try:
         digest = ABSENT if context.quick else data_digest(suite)
     except InputError:  # of this the line of the data speaks
         digest = ABSENT
     todo = [run for run in get_runs(suite, digest) if not run.checkpoint.exists()]
-    plan = format_budget(suite, todo, {})
-    sizes = {kind: _size(plan, kind) for kind in ("data", "checkpoints")}
-    data, checkpoints = sizes["data"] or 0.0, sizes["checkpoints"]
-    if "as much again unpacked" in plan:
-        data *= 2
-    if not missing_data(suite):
-        data = 0.0
-    unknown = None
-    if checkpoints is None:
-        found = re.search(r"not known before `([^`]+)`", plan)
-        if found is None:
-            raise InputError(f"the plan of suite {suite.name} says nothing of checkpoints: {plan!r}")
-        unknown = found[1]
-    return data, checkpoints or 0.0, unknown
-
-
-def _size(plan: str, kind: str) -> float | None:
-    found = re.search(rf"disk, {kind}: ([\d,]+(?:\.\d+)?) GB", plan)
-    return float(found[1].replace(",", "")) if found else None
+    data = sum(data_size(suite)) if missing_data(suite) else 0.0
+    checkpoints = checkpoints_size(suite, todo)
+    return data, checkpoints or 0.0, None if checkpoints is not None else to_count(suite)

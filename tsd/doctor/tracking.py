@@ -1,6 +1,5 @@
 """Where MLflow shows the runs. A training goes on without it, so little here is an error."""
 
-import ipaddress
 import os
 import socket
 import threading
@@ -23,7 +22,7 @@ _SYNC = "Trainings go on without it; `tsd mlflow sync` catches up."
 
 def mlflow(context: Context) -> Check:
     """Whether the store that ``MLFLOW_TRACKING_URI`` names takes runs from here."""
-    from tsd.tracking.store import tracking_uri, without_password
+    from tsd.tracking.store import tracking_uri, why_not_from_here, without_password
 
     try:
         uri = tracking_uri(context.suite.root.resolve())
@@ -31,6 +30,8 @@ def mlflow(context: Context) -> Check:
         remedy = "Name a store: `export MLFLOW_TRACKING_URI=http://HOST:5000`, or `unset MLFLOW_TRACKING_URI`."
         return Check("MLflow", "error", str(error), remedy)
     where = without_password(uri)
+    if reason := why_not_from_here(uri, os.environ):
+        return Check("MLflow", "ok", f"{where} is not written to in a job, for {reason}: the login node follows the runs")
     if uri.startswith("sqlite"):
         return _file(uri, where)
     try:
@@ -39,13 +40,6 @@ def mlflow(context: Context) -> Check:
     except ValueError:
         finding = f"MLFLOW_TRACKING_URI={where}: expected SCHEME://HOST:PORT"
         return Check("MLflow", "error", finding, f"Name a store: `export {_NAME}`.")
-    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
-    if _is_loopback(host) and not nodes.isdecimal():
-        finding = f"SLURM_JOB_NUM_NODES={nodes}: expected a number, which says whether {where} is this node's own"
-        return Check("MLflow", "warning", finding, "See what the job is told: `env | grep SLURM_JOB`.")
-    if _is_loopback(host) and nodes.strip("0") not in ("", "1"):
-        finding = f"{where} is this node's own, and the job has others too"
-        return Check("MLflow", "warning", finding, f"Name the server's host: `export {_NAME}`. {_SYNC}")
     is_http = parts.scheme.startswith("http")
     try:
         problem = _within(PATIENCE, lambda: _ask_server(uri) if is_http else _knock(host, port, parts.scheme))
@@ -76,17 +70,9 @@ def _file(uri: str, where: str) -> Check:
         finding = f"{path} can't be written to"
         return Check("MLflow", "warning", finding, f"Name another store: `export {_NAME}`. {_SYNC}")
     if mount.is_network:
-        finding = f"{path} is one file on {mount.kind}: several jobs that write to it wait for each other, or fail"
+        finding = f"{path} is one file on {mount.kind}: several processes that write to it wait for each other, or fail"
         return Check("MLflow", "warning", finding, f"Start a server, and name it: `export {_NAME}`. {_SYNC}")
     return Check("MLflow", "ok", f"{path}{'' if path.exists() else ', which will be made'}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.is_loopback or address.is_unspecified
 
 
 def _within(seconds: float, work: Callable[[], str | None]) -> str | None:

@@ -1,17 +1,19 @@
 """What a suite will cost, before it is started: trainings, GPU-hours and disk. Light: a dry run prints it."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+from tsd.engine.costs import Hours, estimated_hours, measured_hours, read_speeds, training_pictures, width
+from tsd.engine.networks import models_path, networks_of
 from tsd.engine.params import KEPT_CHECKPOINTS, Run, Suite
 from tsd.engine.upcoming import archives_of, format_upcoming
-from tsd.files import read_json
 from tsd.report.tables import experiments_of
 
 STATES = {"sgd": 1, "adamw": 2}
 """Tensors of a weight's size that the optimiser keeps."""
+
+SHOWN = 4
+"""Experiments whose steps are named."""
 
 
 def format_budget(suite: Suite, runs: Sequence[Run], shown: dict[str, dict[str, Any]]) -> str:
@@ -38,7 +40,7 @@ def format_budget(suite: Suite, runs: Sequence[Run], shown: dict[str, dict[str, 
         lines.append(f"    {name}: {_number(len(wanted), 'experiment')}{also}; {missing} to be trained")
     if others := [name for name in suite.experiments if name not in counted]:
         lines.append(f"    in no table or curve: {', '.join(others)}")
-    lines += [f"  {line}" for line in (_hours(suite, runs, todo), *_disk(suite, runs))]
+    lines += [f"  {line}" for line in (*_hours(suite, runs, todo), *_disk(suite, runs))]
     return "\n".join(lines)
 
 
@@ -50,59 +52,76 @@ def _trained(run: Run) -> bool:
     return run.checkpoint.exists()
 
 
-def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> str:
-    """The limit on time is one job's, and a training may need several; finished runs say what it really takes."""
-    widths = sorted({_width(run) for run in todo or runs})
-    unit = "GPU-hours on" if suite.resources["gpu"] else "hours of"
-    what = "GPU" if suite.resources["gpu"] else "process"
-    width = f"{' or '.join(map(str, widths))} {what if widths == [1] else f'{what}s' if what == 'GPU' else f'{what}es'}"
-    at_limit = sum(_width(run) * run.resources["runtime"] / 60 for run in todo)
-    limits = " or ".join(f"{limit / 60:g}" for limit in sorted({run.resources["runtime"] for run in todo or runs}))
-    text = (
-        f"{unit} {width} each: {at_limit:,.0f} if each of the {len(todo)} trainings takes its job's limit of {limits} h"
-    )
-    measured = [hours for run in runs if (hours := duration(run)) is not None]
-    if measured:
-        mean, number = sum(measured) / len(measured), sum(map(_width, todo))
-        text += f"; {number * mean:,.1f} by the {len(measured)} that are finished ({mean:.2f} h each)"
-    return text
+def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> list[str]:
+    """Hours by steps timed here, else by multiply-adds on each kind of GPU, and by the limits of the jobs."""
+    count = _number(len(todo), "training")
+    if not todo:
+        return [f"hours: nothing is left of {_number(len(runs), 'training')}"]
+    widths = " or ".join(map(str, sorted({width(run) for run in todo})))
+    unit, what = ("GPU-hours", "GPU") if suite.resources["gpu"] else ("hours", "process")
+    plural = "" if widths == "1" else "s" if what == "GPU" else "es"
+    each = f"{widths} {what}{plural} each"
+    pictures = training_pictures(suite, todo[0].data_digest)
+    lines = []
+    if measured := measured_hours(runs, todo, pictures):
+        lines.append(f"{unit}, {count} on {each}: {_amount(measured.hours)} by steps timed here ({_timed(measured)})")
+    elif suite.resources["gpu"] and (estimated := estimated_hours(todo, pictures, speeds := read_speeds(suite.root))):
+        named = ", ".join(f"{_amount(float(f'{hours:.2g}'))} on {gpu}" for gpu, hours in estimated.items())
+        lines.append(f"{unit}, {count} on {each}: about {named}")
+        lines.append(
+            f"  estimated from multiply-adds and params/gpus.yaml, ± {speeds.error:.0%}; nothing was timed here yet"
+        )
+    at_limit = sum(width(run) * run.resources["runtime"] / 60 for run in todo)
+    limits = " or ".join(f"{limit / 60:g}" for limit in sorted({run.resources["runtime"] for run in todo}))
+    says = f"{_amount(at_limit)} if each fills one job of {limits} h; a longer one goes on in a further job"
+    lines.append(f"  {says}" if lines else f"{unit}, {count} on {each}: {says}")
+    return lines
 
 
-def _width(run: Run) -> int:
-    return run.resources["gpu"] or run.processes
+def _timed(measured: Hours) -> str:
+    shown = [f"{experiment} {seconds:.2f} s" for experiment, seconds in measured.timed.items()]
+    text = ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+    return text + (f", which stand for the {_number(measured.others, 'other')}" if measured.others else "")
 
 
-def duration(run: Run) -> float | None:
-    """Hours from the first start of a finished training to its end."""
-    path = run.folder / "status.json"
-    if not path.exists():
+def _amount(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
+
+
+def data_size(suite: Suite) -> tuple[float, float]:
+    """GB that are fetched, and GB that they take once unpacked beside what was fetched; 0 without a source."""
+    known = archives_of(suite)
+    if known is None:
+        return 0.0, 0.0
+    source, files, _ = known
+    archives = sum(file.bytes for file in files) / 1e9
+    pictures = source.picture_bytes * sum(source.pictures.values()) / 1e9
+    return archives + pictures, 0.0 if source.picture_bytes else archives
+
+
+def checkpoints_size(suite: Suite, runs: Sequence[Run]) -> float | None:
+    """GB of the weights that runs leave, and of their states to go on from; None: a network has not been counted."""
+    networks = networks_of(suite)
+    if any(run.experiment not in networks for run in runs):
         return None
-    content = read_json(path)
-    if content["status"] != "FINISHED" or not content["ended"]:
-        return None
-    ended, started = (datetime.fromisoformat(content[key]) for key in ("ended", "started"))
-    return (ended - started).total_seconds() / 3600
+    states = [STATES[run.settings["schedule"]["optimizer"]] for run in runs]
+    sizes = [4e-3 * networks[run.experiment].params_m for run in runs]
+    return sum(size * (1 + KEPT_CHECKPOINTS * (1 + state)) for size, state in zip(sizes, states, strict=True))
+
+
+def to_count(suite: Suite) -> str:
+    """The command that counts the suite's networks."""
+    return f"tsd inspect --suite {suite.name} --output {models_path(suite)}"
 
 
 def _disk(suite: Suite, runs: Sequence[Run]) -> list[str]:
     lines = []
     if (known := archives_of(suite)) is not None:
-        source, files, _ = known
-        size = sum(file.bytes for file in files) + source.picture_bytes * sum(source.pictures.values())
-        what = "files and all pictures" if source.picture_bytes else "archives, and as much again unpacked"
-        lines.append(f"disk, data: {size / 1e9:,.{0 if size > 1e10 else 1}f} GB of {what} from {source.files_url}")
-    path = Path("results", suite.name, "models.json")
-    if not path.exists():
-        lines.append(f"disk, checkpoints: not known before `tsd inspect --suite {suite.name} --output {path}`")
-        return lines
-    models = read_json(path)["models"]
-    weights = 0.0
-    for run in runs:
-        if run.experiment in models:
-            states = STATES[run.settings["schedule"]["optimizer"]]
-            weights += 4e6 * models[run.experiment]["params_m"] * (1 + KEPT_CHECKPOINTS * (1 + states))
-    lines.append(
-        f"disk, checkpoints: {weights / 1e9:,.1f} GB: of each run the weights, "
-        f"and its last {KEPT_CHECKPOINTS} states to go on from"
-    )
-    return lines
+        fetched, unpacked = data_size(suite)
+        what = "archives, and as much again unpacked" if unpacked else "files and all pictures"
+        lines.append(f"disk, data: {fetched:,.{0 if fetched > 10 else 1}f} GB of {what} from {known[0].files_url}")
+    size = checkpoints_size(suite, runs)
+    if size is None:
+        return [*lines, f"disk, checkpoints: not known before `{to_count(suite)}`"]
+    kept = f"of each run the weights, and its last {KEPT_CHECKPOINTS} states to go on from"
+    return [*lines, f"disk, checkpoints: {size:,.1f} GB: {kept}"]

@@ -16,7 +16,10 @@ Facts = dict[str, Any]
 
 
 def inspect_suite(suite: Suite, size: tuple[int, int], proposals: int) -> dict[str, Facts]:
-    """:func:`inspect_model` of each experiment of a suite; equal models are counted once."""
+    """:func:`inspect_model` of each experiment of a suite, and ``network``, the digest of what it follows from.
+
+    Equal models are counted once.
+    """
     seen: dict[str, Facts] = {}
     facts = {}
     for experiment in suite.experiments:
@@ -24,7 +27,7 @@ def inspect_suite(suite: Suite, size: tuple[int, int], proposals: int) -> dict[s
         key = json.dumps(config, sort_keys=True, default=str)
         if key not in seen:
             seen[key] = inspect_model(config, size, proposals)
-        facts[experiment] = seen[key]
+        facts[experiment] = seen[key] | {"network": suite.network_digest(experiment)}
     return facts
 
 

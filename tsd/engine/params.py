@@ -151,6 +151,12 @@ class Suite:
         data = {key: value for key, value in self.data.items() if key not in made_of}
         return _hash([self.settings, self.recipe, data, tsd.REVISION])
 
+    def network_digest(self, experiment: str) -> str:
+        """Hash of what determines how large an experiment's network is and how much it computes for a picture."""
+        about = ("title", "test", "schedule", "input", "train_data")
+        settings = {key: value for key, value in self.settings[experiment].items() if key not in about}
+        return _hash([settings, self.num_classes, self.recipe, tsd.REVISION])
+
     @property
     def sampling_digest(self) -> str:
         """Hash of which pictures an Open Images suite's runs draw, but for the seed."""

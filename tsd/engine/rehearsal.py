@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from datetime import datetime
 
 from tsd.data.generate import SceneSpec
-from tsd.engine.budget import duration
 from tsd.engine.params import Run, get_runs
 from tsd.engine.published import Published
 from tsd.engine.reproduce import PLACE, REPORT, is_to_generate, placed
@@ -67,7 +67,7 @@ def _training(run: Run) -> Iterator[str]:
 def _time(run: Run, published: Published) -> Iterator[str]:
     """What finished trainings of the experiment or the suite took here, the suite's limit, and the predictions."""
     runs = get_runs(run.suite, run.data_digest)
-    times = [(one.experiment, 3600 * hours) for one in runs if (hours := duration(one)) is not None]
+    times = [(one.experiment, seconds) for one in runs if (seconds := _duration(one)) is not None]
     own = [seconds for experiment, seconds in times if experiment == run.experiment]
     if measured := [*own, *_repeated(run)] or [seconds for _, seconds in times]:
         number = f"{len(measured)} training{'s' if len(measured) > 1 else ''}"
@@ -78,6 +78,18 @@ def _time(run: Run, published: Published) -> Iterator[str]:
     runtime = published.facts.get("runtime", {})
     if runtime.get("median_ms") and runtime.get("pictures"):
         yield f"{minutes(runtime['median_ms'] * runtime['pictures'] / 1000)} to predict, by the record"
+
+
+def _duration(run: Run) -> float | None:
+    """Seconds from the first start of a finished training to its end."""
+    path = run.folder / "status.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if content["status"] != "FINISHED" or not content["ended"]:
+        return None
+    ended, started = (datetime.fromisoformat(content[key]) for key in ("ended", "started"))
+    return (ended - started).total_seconds()
 
 
 def _repeated(run: Run) -> Iterator[float]:
