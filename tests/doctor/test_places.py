@@ -116,6 +116,17 @@ def test_space_for_the_archives_of_coco_and_as_much_again(examined, monkeypatch)
     assert "mv results /large/disk/ && ln -s /large/disk/results results" in line.remedy
 
 
+Files = namedtuple("Files", "f_files f_favail")
+
+
+@pytest.mark.parametrize(("files", "lines"), [(Files(10**7, 123287), 0), (Files(0, 0), 0), (Files(10**7, 123286), 1)])
+def test_room_for_files_counts_where_it_is_limited(examined, monkeypatch, files, lines):
+    free(monkeypatch, 1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: files)
+    found = [line for line in examined("space", context("coco")).lines if line.state == "error"]
+    assert [line.finding for line in found] == ["data/: 123,287 files to come, and room for 123,286"] * lines
+
+
 def test_what_is_there_needs_no_space(examined, monkeypatch):
     free(monkeypatch, checkpoints("coco") + 1)
     examined("space", context("coco")).only("error")

@@ -144,7 +144,7 @@ def test_an_address_where_nobody_listens_is_a_warning(examined, monkeypatch, sch
 def test_what_a_job_does_not_write_to_is_left_to_the_login_node(examined, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert "is not written to in a job, for" in examined("MLflow", context()).only("ok").finding
+    assert "is not written to in a job: " in examined("MLflow", context()).only("ok").finding
 
 
 def test_a_job_asks_another_machines_server(examined, monkeypatch):

@@ -311,3 +311,38 @@ def test_the_tables_of_the_others_are_made_and_there_is_nothing_more_to_do(finis
     assert "| + PC on both | ✓" in (folder / "results/tiny/tables/ablation.md").read_text()
     again = snakemake(folder, environment, "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_the_doctor_looks_at_the_processes_of_both_nodes(finished, environment):
+    """Of a suite whose GPUs are there in name only nothing but the missing accounting is worth a line."""
+    folder, _, _ = finished
+    done = doctor(folder, environment, "srun", "--time=5", "--nodes=2", "--ntasks-per-node=2", "--gres=gpu:2")
+    assert re.search(
+        r"^ok +processes +4 processes on 2 hosts \(node1, node2\), CPUs: all-reduce over gloo is", done, re.M
+    )
+    assert "is not written to in a job: a sqlite file does not take the jobs of a cluster" in done
+    assert "partition gpu is up; 2 nodes have the" in done
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("slurm_partition: gpus", "no partition gpus; there are: gpu, spare"),
+        ("gres: 'gpu:a100:2'", "partition gpu has not 1 node with 2 GPUs of type a100: it has 2 × (8 GPUs, 8 CPUs"),
+    ],
+)
+def test_the_doctor_names_what_the_cluster_has_not(finished, environment, tmp_path, line, said):
+    folder, _, _ = finished
+    asked = (
+        f"default-resources:\n  {line}\n" if "partition" in line else f"set-resources:\n  train_detector:\n    {line}\n"
+    )
+    project = project_in(tmp_path / "project")
+    (project / "slurm/profile.yaml").write_text(asked)
+    done = doctor(project, environment)
+    assert re.search(rf"^error +Slurm +{re.escape(said)}", done, re.M), done
+
+
+def doctor(folder, environment, *launcher):
+    """What `tsd doctor --quick` prints there."""
+    command = [*launcher, str(BIN / "tsd"), "doctor", "--suite", "tiny", "--quick"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300).stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tsd.doctor.checks import PATIENCE, Check, Context
 from tsd.doctor.inputs import missing_data
-from tsd.engine.budget import checkpoints_size, data_size, to_count
+from tsd.engine.budget import checkpoints_size, data_size, picture_files, to_count
 from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import get_runs
 from tsd.errors import InputError
@@ -145,13 +145,25 @@ def space(context: Context) -> list[Check]:
     """Free space against what the suite's plan says it needs; one line where both folders share a file system."""
     data, results, unknown = need(context)
     places = {name: nearest(context.suite.root / name) for name in (DATA, RESULTS)}
+    files = _files(context, places[DATA])
     if places[DATA].stat().st_dev == places[RESULTS].stat().st_dev:
         larger = DATA if data > results else RESULTS
-        return [_space(context, f"{DATA}/ and {RESULTS}/", places[larger], larger, data + results, unknown)]
+        return [_space(context, f"{DATA}/ and {RESULTS}/", places[larger], larger, data + results, unknown), *files]
     return [
         _space(context, f"{DATA}/", places[DATA], DATA, data, None),
         _space(context, f"{RESULTS}/", places[RESULTS], RESULTS, results, unknown),
+        *files,
     ]
+
+
+def _files(context: Context, place: Path) -> list[Check]:
+    """A line where the pictures that are still to come are more files than the file system takes."""
+    wanted = picture_files(context.suite) if missing_data(context.suite) else 0
+    system = os.statvfs(place)
+    if system.f_files == 0 or wanted <= system.f_favail:  # 0: it has no such limit
+        return []
+    finding = f"{DATA}/: {wanted:,} files to come, and room for {system.f_favail:,}"
+    return [Check("space", "error", finding, f"Move to a file system with more: `df --inodes {DATA} /large/disk`.")]
 
 
 def _space(context: Context, name: str, place: Path, folder: Path, wanted: float, unknown: str | None) -> Check:

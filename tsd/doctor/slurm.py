@@ -59,7 +59,7 @@ def _partitions(context: Context, names: str, nodes: list[Nodes], profile: dict[
         size = replace(request, source="")
         if size not in lines:
             lines[size] = _best_partition(names, nodes, request)
-    return list(lines.values())
+    return list(dict.fromkeys(lines.values()))
 
 
 def _best_partition(names: str, nodes: list[Nodes], request: Request) -> Check:

@@ -31,7 +31,7 @@ def mlflow(context: Context) -> Check:
         return Check("MLflow", "error", str(error), remedy)
     where = without_password(uri)
     if reason := why_not_from_here(uri, os.environ):
-        return Check("MLflow", "ok", f"{where} is not written to in a job, for {reason}: the login node follows the runs")
+        return Check("MLflow", "ok", f"{where} is not written to in a job: {reason}; the login node follows the runs")
     if uri.startswith("sqlite"):
         return _file(uri, where)
     try:

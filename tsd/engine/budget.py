@@ -99,6 +99,12 @@ def data_size(suite: Suite) -> tuple[float, float]:
     return archives + pictures, 0.0 if source.picture_bytes else archives
 
 
+def picture_files(suite: Suite) -> int:
+    """Files of pictures that fetching makes; 0 without a source."""
+    known = archives_of(suite)
+    return sum(known[0].pictures.values()) if known else 0
+
+
 def checkpoints_size(suite: Suite, runs: Sequence[Run]) -> float | None:
     """GB of the weights that runs leave, and of their states to go on from; None: a network has not been counted."""
     networks = networks_of(suite)
