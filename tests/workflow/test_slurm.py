@@ -331,8 +331,7 @@ def test_the_doctor_looks_at_the_processes_of_both_nodes(finished, environment):
         ("gres: 'gpu:a100:2'", "partition gpu has not 1 node with 2 GPUs of type a100: it has 2 × (8 GPUs, 8 CPUs"),
     ],
 )
-def test_the_doctor_names_what_the_cluster_has_not(finished, environment, tmp_path, line, said):
-    folder, _, _ = finished
+def test_the_doctor_names_what_the_cluster_has_not(environment, tmp_path, line, said):
     asked = (
         f"default-resources:\n  {line}\n" if "partition" in line else f"set-resources:\n  train_detector:\n    {line}\n"
     )
