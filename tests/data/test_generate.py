@@ -277,6 +277,20 @@ def test_not_even_force_replaces_what_is_no_generated_data(tmp_path):
         generate(SceneSpec.from_dict(SMALL), tmp_path / "thesis.txt", force=True)
 
 
+@pytest.mark.parametrize("manifest", [None, "{}", '{"files": {}}', "no JSON"])
+def test_not_even_force_replaces_pictures_that_no_manifest_says_were_generated(tmp_path, manifest):
+    """A folder of one's own in COCO's layout, also with a manifest of `tsd data manifest`."""
+    for name in ("annotations/instances_train.json", "train/mine.jpg", "val/mine.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"no manifest\.json says with what settings they were made"):
+        generate(SceneSpec.from_dict(SMALL), tmp_path, force=True)
+    assert contents(tmp_path) == before
+
+
 def test_empty_folders_made_beforehand_are_no_obstacle(tmp_path):
     (tmp_path / "out" / "annotations").mkdir(parents=True)
     generate(SceneSpec.from_dict(SMALL), tmp_path / "out")

@@ -162,6 +162,43 @@ def test_new_times_alone_train_nothing(finished, tmp_path):
     assert "train_detector" not in planned(folder)
 
 
+def test_published_metrics_outlive_their_runs(finished, tmp_path):
+    """The folders of runs removed to free the disk: nothing is trained or lost, now and the next time."""
+    folder = tmp_path / "freed"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "results/tiny/runs/tsd_pc")
+    for checkpoint in (folder / "results/tiny/runs").rglob("checkpoint.pth"):
+        checkpoint.unlink()
+    published = files_of(folder / "results/tiny/metrics")
+    assert len(published) == 4
+    tables = files_of(folder / "results/tiny/tables")
+    for targets in ((), ("tables",), ("table2",)):
+        plan = planned(folder, *targets)
+        assert not {"train_detector", "predict_detections", "evaluate_detections"} & set(plan), plan
+        snakemake(*targets, cwd=folder)
+        assert files_of(folder / "results/tiny/metrics") == published
+        assert files_of(folder / "results/tiny/tables") == tables
+
+
+@pytest.mark.parametrize("also", ["thesis.txt", None])
+def test_a_folder_of_ones_own_is_not_replaced_by_scenes(project, also):
+    mine = ["annotations/instances_train.json", "annotations/instances_val.json", "train/a.png", "val/b.png"]
+    for name in [*mine, *([also] if also else [])]:
+        path = project / "data/tiny" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"mine: {name}")
+    before = files_of(project / "data")
+    done = snakemake("data", cwd=project, check=False)
+    assert done.returncode != 0
+    said = (project / "logs/tiny/generate_data.log").read_text()
+    assert ("holds thesis.txt" if also else "its files are not the generator's") in said
+    assert files_of(project / "data") == before
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_browser_shows_the_report(finished):
     """Everything in one file: read in a folder that holds nothing else."""
     with tempfile.TemporaryDirectory() as folder:
@@ -204,6 +241,7 @@ def test_one_table_trains_what_it_needs(project):
         project / "params/suites/tiny.yaml", lambda s: s.update(experiments=["baseline", "tsd", "tsd_joint", "tsd_pc"])
     )
     assert planned(project, "table2")["train_detector"] == 2
+    assert planned(project, "table2", "tables", "report")["train_detector"] == 2
     assert planned(project)["train_detector"] == 4
 
 

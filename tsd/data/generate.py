@@ -143,22 +143,26 @@ def generate(spec: SceneSpec, out: Path, workers: int = 1, force: bool = False) 
         force: replace other generated data in ``out``.
 
     Raises:
-        InputError: ``out`` is a file, holds other scenes and ``force`` is off, or holds anything but generated data.
+        InputError: ``out`` is a file, holds other scenes and ``force`` is off, or holds anything but generated data:
+            a file of another name, or no manifest that says with what settings it was generated.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; expected a folder")
     if out.exists() and any(out.iterdir()):
         if foreign := sorted(path.name for path in out.iterdir() if path.name not in PARTS):
             raise InputError(f"{out}: holds {foreign[0]}, which is no generated data; choose an empty folder")
-        try:
-            same = SceneSpec.from_dict(read_manifest(out / MANIFEST)["spec"]) == spec
-        except (InputError, TypeError, KeyError):
-            same = False
+        made_with = _made_with(out)
+        if made_with is None and not _only_empty_folders(out):
+            raise InputError(
+                f"{out}: its files are not the generator's: no {MANIFEST} says with what settings they were made; "
+                "choose an empty folder, or remove this one yourself"
+            )
+        same = made_with is not None and _is(made_with, spec)
         if same and (out / "train").is_dir() and (out / "val").is_dir():
             print(f"{out}: already there", file=sys.stderr)
             return
-        if not force and not same and not _only_empty_folders(out):
-            raise InputError(f"{out}: holds something else; remove it, or use --force to replace it")
+        if not force and not same and made_with is not None:
+            raise InputError(f"{out}: holds other scenes; use --force to replace them")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
@@ -172,9 +176,25 @@ def generate(spec: SceneSpec, out: Path, workers: int = 1, force: bool = False) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _made_with(folder: Path) -> dict[str, Any] | None:
+    """The settings that a folder was generated with, maybe by another version; None: its manifest names none."""
+    try:
+        told = read_manifest(folder / MANIFEST)["spec"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _is(told: dict[str, Any], spec: SceneSpec) -> bool:
+    try:
+        return SceneSpec.from_dict(told) == spec
+    except (InputError, TypeError):
+        return False
+
+
 def _only_empty_folders(folder: Path) -> bool:
-    """Snakemake makes the folders of a rule's outputs before it runs the rule."""
-    return all(path.is_dir() or path.name == ".snakemake_timestamp" for path in folder.rglob("*"))
+    """Snakemake makes the folders of a rule's outputs before it runs the rule, DVC puts a .gitignore there."""
+    return all(path.is_dir() or path.name in (".snakemake_timestamp", ".gitignore") for path in folder.rglob("*"))
 
 
 def _write(spec: SceneSpec, folder: Path, workers: int) -> None:

@@ -87,17 +87,19 @@ def all_metrics(wildcards):
 
 
 def wanted_metrics(wildcards):
-    """All metrics of the suite; what exists already where only tables, figures or the report are asked for."""
-    targets = set(workflow.dag_settings.targets)
-    if targets and targets <= ONLY_EXISTING:
-        return list(map(str, existing_metrics(RUNS)))
-    if targets and targets <= set(TABLES):
-        return metrics_of(
-            {name for table in targets for name in experiments_of(TABLES[table])}
-        )
-    if targets and not targets <= {"all"}:
-        return list(map(str, existing_metrics(RUNS)))
-    return all_metrics(wildcards)
+    """All metrics of the suite; for other targets those that exist, and all that a table takes which is named."""
+    targets = set(workflow.dag_settings.targets) or {"all"}
+    if "all" in targets:
+        return all_metrics(wildcards)
+    named = targets & set(TABLES)
+    wanted = set(
+        metrics_of({name for table in named for name in experiments_of(TABLES[table])})
+    )
+    runs = current_runs() if named else RUNS
+    existing = set(map(str, existing_metrics(runs)))
+    return [
+        path for run in runs if (path := str(run.metrics_file)) in wanted | existing
+    ]
 
 
 def wanted_draws(wildcards):
@@ -116,7 +118,7 @@ def wanted_draws(wildcards):
 
 
 def evaluated(wildcards):
-    """Metrics in the run's folder; nothing if the run is not here but its published metrics are.
+    """Metrics in the run's folder; nothing if its checkpoint is not here but its published metrics are.
 
     In a fresh clone with pulled results a shared job (verifying the data, say) would otherwise count as an update of
     every run's inputs, and all would be trained again.
@@ -132,7 +134,10 @@ def drawn(wildcards):
 def _unless_only_published(wildcards, name, suffix):
     run = run_of(wildcards)
     published = f"{wildcards.experiment}-seed{wildcards.seed}-{wildcards.digest}-{wildcards.test_digest}{suffix}"
-    if Path(RESULTS, "metrics", published).exists() and not run.exists():
+    if (
+        Path(RESULTS, "metrics", published).exists()
+        and not (run / "checkpoint.pth").exists()
+    ):
         return []
     return str(run / "eval" / wildcards.test_digest / name)
 

@@ -14,11 +14,12 @@ if GENERATED:
     DATA_FILES += [f"{FOLDER}/pictures.tar", f"{FOLDER}/manifest.json"]
 
 
+# With `update` Snakemake removes nothing before it is known whose the files are: a folder of one's own is refused.
 if GENERATED:
 
     rule generate_data:
         output:
-            DATA_FILES,
+            update(DATA_FILES),
         log:
             f"logs/{SUITE.name}/generate_data.log",
         benchmark:

@@ -2,6 +2,7 @@
 EVAL = f"{RUN}/eval/{{test_digest}}"
 PREDICTING = 360  # minutes for one GPU, at most: Open Images' pictures, or all sizes and mirrored
 EVALUATING = 8000  # MB
+PUBLISH = "[ -z '{input}' ] || {{ cp {input} {output}.tmp && mv {output}.tmp {output}; }} 2> {log}"
 # Paths come from params: quoted, so that they stay paths in a shell.
 if SUITE.is_openimages:
     PROTOCOL = shlex.join(
@@ -66,16 +67,19 @@ rule evaluate_detections:
 
 # Small copies under names of their own: DVC versions their folder, so that a fresh clone has the figures of all runs
 # without their checkpoints, and trains only what its params change.
+# With `update` and without input they stay as they are: they outlive the runs.
 rule publish_metrics:
     input:
         evaluated,
     output:
-        f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}.json",
+        update(
+            f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}.json"
+        ),
     log:
         f"logs/{SUITE.name}/publish/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
     localrule: True
     shell:
-        "cp {input} {output}.tmp 2> {log} && mv {output}.tmp {output} 2>> {log}"
+        PUBLISH
 
 
 # What verdicts need of the predictions, as text: with it they can be made anew where the predictions are not.
@@ -107,9 +111,11 @@ if not SUITE.is_openimages:
         input:
             drawn,
         output:
-            f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}{SUFFIX}",
+            update(
+                f"{RESULTS}/metrics/{{experiment}}-seed{{seed}}-{{digest}}-{{test_digest}}{SUFFIX}"
+            ),
         log:
             f"logs/{SUITE.name}/publish_draws/{{experiment}}-{{digest}}-seed{{seed}}-{{test_digest}}.log",
         localrule: True
         shell:
-            "cp {input} {output}.tmp 2> {log} && mv {output}.tmp {output} 2>> {log}"
+            PUBLISH
