@@ -417,7 +417,7 @@ def _footnotes(results: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     if any(cell.interval for cell in cells):
         notes.append(
             "In brackets: 95 % interval, of a bootstrap over validation pictures and over trainings; it lies a little "
-            "high, as AP does where fewer of the pictures differ. Verdicts rest on differences, which this leaves alone."
+            "high, as AP does over fewer different pictures. Verdicts rest on differences, which this leaves alone."
         )
         return notes
     seeds = sorted({cell.n for cell in cells if cell.is_score and cell.n})
