@@ -13,7 +13,9 @@ from tsd.doctor.processes import Processes
 from tsd.engine.params import load_suite
 
 
-def context(suite: str = "tiny", *, quick: bool = False, here: Processes | None = None, **resources: int) -> Context:
+def context(
+    suite: str = "tiny", *, quick: bool = False, here: Processes | None = None, **resources: int | str
+) -> Context:
     """What checks are told of a suite, one process on a machine called ``here`` unless said otherwise."""
     loaded = load_suite(suite)
     loaded = replace(loaded, resources=loaded.resources | resources)

@@ -77,6 +77,20 @@ def test_an_older_build_runs_on_an_older_driver(examined, driver, cards, monkeyp
     assert line.finding == "CUDA 12.6 on driver 535.161.08; 8 × NVIDIA A100-SXM4-80GB (80 GiB)"
 
 
+def test_gpus_that_slurm_grants_and_torch_cannot_use_are_not_asked_for_again(examined, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert "none in this Slurm job" in examined("GPU", context(gpu=8)).only("error").finding
+    monkeypatch.setenv("SLURM_STEP_GPUS", "0,1")
+    line = examined("GPU", context(gpu=8)).only("error")
+    assert line.finding.startswith("Slurm gives 0,1 to this process, and torch can use none")
+    assert "`nvidia-smi`" in line.remedy
+
+
+def test_gpus_in_name_only_are_not_looked_for(examined, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    examined("GPU", context(gpu=8, device="cpu")).only("ok")
+
+
 def test_no_gpu_is_well_if_none_is_asked_for(examined):
     assert examined("GPU", context()).only("ok").finding == "none here, and suite tiny asks for none"
 

@@ -70,7 +70,7 @@ def test_a_process_that_is_alone_says_so(examined):
 
 
 def test_two_processes_of_torchrun(project):
-    """Process 1 has an error: it prints it, and process 0 counts it."""
+    """Process 1 has an error: process 0 prints and counts it."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launch, "-m", "tests.doctor.two", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=project, env=environment(), timeout=120)

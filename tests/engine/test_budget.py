@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -73,7 +76,9 @@ def test_a_small_network_takes_the_least_time_of_a_step(project):
     edit(project / "params/suites/evidence.yaml", lambda suite: suite["data"]["generate"].update(train=pictures))
     count = len(suite.seeds)
     hours = f"{float(f'{count * steps * 0.15 / 3600:.2g}'):.1f}"
-    assert f"about {hours} on V100, {hours} on A100, {hours} on H100" in budget("evidence")
+    text = budget("evidence")
+    assert f"about {hours} on V100, {hours} on A100, {hours} on H100" in text
+    assert f"{count} trainings of small networks at 0.15 s, the least that the estimate allows a step" in text
 
 
 def test_a_network_that_nobody_counted_leaves_the_limits(project):
@@ -98,7 +103,12 @@ def test_own_counts_are_not_those_of_another_network(project):
 
 def test_steps_that_were_timed_here_stand_for_all(project):
     """The baseline's are its own; TSD's follow by multiply-adds; a pause between two jobs counts for nothing."""
-    edit(project / "params/suites/tiny.yaml", lambda suite: suite.update(resources={"gpu": 4, "runtime": 600}))
+
+    def change(content):
+        content["resources"] = {"gpu": 4, "runtime": 600}
+        content["override"]["schedule"] |= {"epochs": 40, "milestones": [30]}
+
+    edit(project / "params/suites/tiny.yaml", change)
     suite = load_suite("tiny")
     runs = get_runs(suite, "d" * 12)
     first = next(run for run in runs if run.experiment == "baseline")
@@ -111,11 +121,35 @@ def test_steps_that_were_timed_here_stand_for_all(project):
     steps = schedule["epochs"] * math.ceil(suite.data["generate"]["train"] / schedule["batch_size"])
     networks = networks_of(suite)
     gmacs = [networks[run.experiment].gmacs(run.settings) for run in runs]
-    hours = 4 * steps * sum(gmacs) / networks["baseline"].gmacs(first.settings) / 3600
+    left = [steps - 60 if run is first else steps for run in runs]
+    assert min(left) > 0
+    ratio = networks["baseline"].gmacs(first.settings)
+    hours = 4 * sum(map(math.prod, zip(left, gmacs, strict=True))) / ratio / 3600
     others = sum(run.experiment != "baseline" for run in runs)
     text = budget()
     assert f"GPU-hours, {len(runs)} trainings on 4 GPUs each: {hours:.1f} by steps timed here (baseline 1.00 s" in text
     assert f"which stand for the {others} other" in text
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "loss": 1.0}', '{"step": "1", "time": 2}', '{"step": 1, "time": NaN}'])
+def test_a_log_that_no_training_wrote_is_named(project, line):
+    first = get_runs(load_suite("tiny"), "d" * 12)[0]
+    first.folder.mkdir(parents=True)
+    (first.folder / "log.jsonl").write_text(f'{{"step": 1, "time": 2.0, "loss": 1.0}}\n{line}\n')
+    with pytest.raises(InputError, match=r"log\.jsonl, line 2: expected a step and a time"):
+        budget()
+
+
+def test_a_picture_archives_lists_have_known_numbers(project):
+    text = budget("voc")
+    assert re.search(r"GPU-hours, 21 trainings on 1 GPU each: about \d+ on V100", text)
+
+
+def test_too_little_space_for_data_and_checkpoints_is_said(project, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=90e9))
+    assert re.search(r"  too little: 118 GB are still to come, and 90 GB are free", budget("coco"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=900e9))
+    assert "too little" not in budget("coco")
 
 
 def test_what_is_trained_is_not_counted(project):

@@ -249,7 +249,7 @@ def test_sixteen_gpus_are_two_nodes_with_a_launcher_each(slurm):
     job = slurm | {"SLURMD_NODENAME": "n3"}
     command = launch(run_with(gpu=16, nodes=2, threads=32), ["train", "--seed", "1"], job)
     assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
-    assert {"--cpus-per-task=32", "--kill-on-bad-exit=1"} <= set(command)
+    assert {"--cpus-per-task=32", "--kill-on-bad-exit=1", "--unbuffered"} <= set(command)
     assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n3:20081", "--rdzv-id=81"} <= set(command)
     assert "--rdzv-conf=read_timeout=900,join_timeout=900" in command
     assert command[-5:] == ["-m", "tsd.cli", "train", "--seed", "1"]

@@ -138,13 +138,13 @@ def test_the_clock_asks_again_and_then_asks_to_stop(monkeypatch):
     with stopping.listening() as request, stopping.by_the_clock(request, lambda: answers.pop(0), margin=60):
         request.heard = True
         until(lambda: request.reason)
-        assert request.reason == "the clock, 1 minutes before the job's time is over"
+        assert request.reason == "the clock, 1 min before the job's time is over"
         assert answers == []
 
 
 def test_the_clock_ends_what_has_not_begun():
     with (
-        pytest.raises(SystemExit, match="stopped by the clock, 1 minutes before"),
+        pytest.raises(SystemExit, match="stopped by the clock, 1 min before"),
         stopping.listening() as request,
         stopping.by_the_clock(request, lambda: 10.0, margin=60),
     ):

@@ -53,8 +53,8 @@ class Context:
 
     @property
     def gpus(self) -> int:
-        """GPUs of one training, on all its nodes."""
-        return self.suite.resources["gpu"]
+        """GPUs of one training, on all its nodes; none where they are there in name only."""
+        return 0 if self.suite.resources.get("device") == "cpu" else self.suite.resources["gpu"]
 
     @property
     def gpus_per_node(self) -> int:

@@ -68,7 +68,8 @@ def entries(meeting: Meeting) -> list[Entry]:
 def examine(suite: Suite, *, quick: bool = False, as_json: bool = False) -> int:
     """Run all checks and print what they found; returns the exit status.
 
-    With several processes the first prints all its lines, and each of the others what it has of warnings and errors.
+    With several processes the first prints all its lines, and then the warnings and errors of the others, each once.
+    Who can't tell it prints its own.
 
     Args:
         suite: whose needs count.
@@ -84,23 +85,27 @@ def examine(suite: Suite, *, quick: bool = False, as_json: bool = False) -> int:
     started = time.monotonic()
     context, meeting = Context(suite, quick, who(os.environ)), Meeting()
     here = context.here
-    prefix = "" if here.is_first else f"rank {here.rank} ({here.host}): "
     with _clean_output(as_json):
         checks = []
         for check in run(context, entries(meeting)):
             checks.append(check)
-            if not as_json and (here.is_first or check.state != "ok"):
-                report.put(report.line(check, prefix, report.is_coloured(sys.stdout)))
-        others = meeting.exchange(context, [check for check in checks if check.state != "ok"])
-    everyone = checks + [check for lines in others.values() for check in lines]
-    if as_json and here.is_first:
-        hosts = {rank: (rank, meeting.hosts[rank]) for rank in others}
-        report.put(report.as_json({(0, here.host): checks} | {hosts[rank]: lines for rank, lines in others.items()}))
-    elif as_json and not meeting.is_heard:
-        report.put("\n".join(report.line(check, prefix) for check in checks if check.state != "ok"), sys.stderr)
+            if here.is_first and not as_json:
+                report.put(report.line(check, coloured=report.is_coloured(sys.stdout)))
+        wrong = [check for check in checks if check.state != "ok"]
+        others = meeting.exchange(context, wrong)
+    named = {(rank, meeting.hosts[rank]): lines for rank, lines in others.items()}
+    grouped = report.group(named)
+    if here.is_first and as_json:
+        report.put(report.as_json({(0, here.host): checks} | named))
     elif here.is_first:
-        report.put(report.summary(everyone, time.monotonic() - started))
-    status = int(any(check.state == "error" for check in everyone))
+        for check, processes in grouped.items():
+            report.put(report.line(check, report.prefix(processes), report.is_coloured(sys.stdout)))
+        report.put(report.summary([*checks, *grouped], time.monotonic() - started))
+    elif not meeting.has_told:
+        stream = sys.stderr if as_json else sys.stdout
+        for check in wrong:
+            report.put(report.line(check, report.prefix([(here.rank, here.host)]), report.is_coloured(stream)), stream)
+    status = int(any(check.state == "error" for check in [*checks, *grouped]))
     if meeting.is_stuck:
         sys.stderr.flush()
         os._exit(status)  # a collective that does not come back can't be left in any other way

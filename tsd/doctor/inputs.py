@@ -4,25 +4,9 @@ import time
 from pathlib import Path
 
 from tsd.doctor.checks import Check, Context, sentence
-from tsd.engine.identity import manifest_path
 from tsd.engine.params import Suite
+from tsd.engine.upcoming import missing_data
 from tsd.errors import InputError
-
-
-def missing_data(suite: Suite) -> list[Path]:
-    """Files and folders of the suite's data that are not there."""
-    manifest = manifest_path(suite)
-    wanted = [manifest] if manifest and suite.fetched is None else []
-    if suite.is_openimages:
-        challenge = suite.challenge
-        wanted += challenge.files
-        wanted += [challenge.store(split) for split in ("train", "val")]
-    elif suite.data["format"] == "generated":
-        folder = Path(suite.data["folder"])
-        wanted += [folder / "train", folder / "val"]
-    else:
-        wanted += [path for name in ("train", "val") for path in suite.split(name)]
-    return [path for path in wanted if not path.exists()]
 
 
 def data(context: Context) -> Check:

@@ -89,6 +89,11 @@ def _absent(context: Context, driver: str) -> Check:
     if not context.gpus:
         return Check("GPU", "ok", f"none here, and suite {name} asks for none")
     asked = f"suite {name} asks for {_number(context.gpus)}"
+    granted = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
+    if _in_job() and granted:
+        finding = f"Slurm gives {granted} to this process, and torch can use none{driver}; {asked}"
+        older = f"`TORCH_BACKEND={OLDER_BUILD[0]} make setup`"
+        return Check("GPU", "error", finding, f"See what the driver says: `nvidia-smi`; for an older one {older}.")
     if _in_job():
         finding = f"none in this Slurm job, and {asked}{driver}"
         return Check("GPU", "error", finding, f"Ask Slurm for them: `{context.on_nodes}`.")

@@ -36,11 +36,13 @@ class Meeting:
     Attributes:
         hosts: rank → machine of those that came.
         is_stuck: a collective did not come back, so that this process can only be ended from outside Python.
+        has_told: process 0 has been told what this one found.
     """
 
     def __init__(self) -> None:
         self.hosts: dict[int, str] = {}
         self.is_stuck = False
+        self.has_told = False
         self._store: Any = None
 
     def all_reduce(self, context: Context) -> list[Check]:
@@ -137,6 +139,7 @@ class Meeting:
         with suppress(RuntimeError):  # process 0 is gone, or has not been heard of for so long
             if rank:
                 self._put("found", rank, [asdict(check) for check in checks])
+                self.has_told = True
                 self._store.wait(["heard"], timedelta(seconds=LONGEST))
                 self._put("bye", rank, True)
                 return {}

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsd.doctor.checks import PATIENCE, Check, Context
-from tsd.doctor.inputs import missing_data
 from tsd.engine.budget import checkpoints_size, data_size, picture_files, to_count
 from tsd.engine.identity import ABSENT, data_digest
 from tsd.engine.params import get_runs
+from tsd.engine.upcoming import missing_data
 from tsd.errors import InputError
 from tsd.files import nearest
 

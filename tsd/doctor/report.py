@@ -3,13 +3,19 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TextIO
 
 from tsd.doctor.checks import Check
 
 COLOURS = {"ok": "32", "warning": "33", "error": "31"}
+
+NAMED = 8
+"""Hosts before a line."""
+
+Process = tuple[int, str]
+"""Rank and host."""
 
 _STATE, _NAME = 9, 15
 
@@ -28,6 +34,26 @@ def line(check: Check, prefix: str = "", coloured: bool = False) -> str:
     return f"{text}\n{prefix}{' ' * _STATE}{check.remedy}" if check.remedy else text
 
 
+def group(found: Mapping[Process, Sequence[Check]]) -> dict[Check, list[Process]]:
+    """What several processes found → those that did, in their order."""
+    grouped: dict[Check, list[Process]] = {}
+    for process, checks in found.items():
+        for check in checks:
+            grouped.setdefault(check, []).append(process)
+    return grouped
+
+
+def prefix(processes: Sequence[Process]) -> str:
+    """Who speaks, as ``ranks 1-7, 9 (node1, node2):``."""
+    ranks = sorted({rank for rank, _ in processes})
+    ends = [rank for rank in ranks if rank + 1 not in ranks]
+    starts = [rank for rank in ranks if rank - 1 not in ranks]
+    spans = [f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
+    hosts = sorted({host for _, host in processes})
+    shown = ", ".join(hosts[:NAMED]) + (", …" if len(hosts) > NAMED else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(spans)} ({shown}): "
+
+
 def summary(checks: Iterable[Check], seconds: float) -> str:
     """How many warnings and errors."""
     states = [check.state for check in checks]
@@ -36,7 +62,7 @@ def summary(checks: Iterable[Check], seconds: float) -> str:
     return f"{', '.join(found) or 'all is well'}; {seconds:.0f} s"
 
 
-def as_json(found: dict[tuple[int, str], list[Check]]) -> str:
+def as_json(found: Mapping[Process, Sequence[Check]]) -> str:
     """A list of objects: the checks of each (rank, host)."""
     return json.dumps(
         [asdict(check) | {"rank": rank, "host": host} for (rank, host), checks in found.items() for check in checks],

@@ -1,12 +1,14 @@
 """What a suite will cost, before it is started: trainings, GPU-hours and disk. Light: a dry run prints it."""
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from tsd.engine.costs import Hours, estimated_hours, measured_hours, read_speeds, training_pictures, width
+from tsd.engine.costs import GPUS, Hours, estimated_hours, measured_hours, read_speeds, training_pictures, width
 from tsd.engine.networks import models_path, networks_of
 from tsd.engine.params import KEPT_CHECKPOINTS, Run, Suite
-from tsd.engine.upcoming import archives_of, format_upcoming
+from tsd.engine.upcoming import archives_of, format_upcoming, missing_data
+from tsd.files import nearest
 from tsd.report.tables import experiments_of
 
 STATES = {"sgd": 1, "adamw": 2}
@@ -40,7 +42,7 @@ def format_budget(suite: Suite, runs: Sequence[Run], shown: dict[str, dict[str, 
         lines.append(f"    {name}: {_number(len(wanted), 'experiment')}{also}; {missing} to be trained")
     if others := [name for name in suite.experiments if name not in counted]:
         lines.append(f"    in no table or curve: {', '.join(others)}")
-    lines += [f"  {line}" for line in (*_hours(suite, runs, todo), *_disk(suite, runs))]
+    lines += [f"  {line}" for line in (*_hours(suite, runs, todo), *_disk(suite, runs, todo))]
     return "\n".join(lines)
 
 
@@ -66,16 +68,21 @@ def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> list[str]:
     if measured := measured_hours(runs, todo, pictures):
         lines.append(f"{unit}, {count} on {each}: {_amount(measured.hours)} by steps timed here ({_timed(measured)})")
     elif suite.resources["gpu"] and (estimated := estimated_hours(todo, pictures, speeds := read_speeds(suite.root))):
-        named = ", ".join(f"{_amount(float(f'{hours:.2g}'))} on {gpu}" for gpu, hours in estimated.items())
+        named = ", ".join(f"{_amount(float(f'{hours:.2g}'))} on {gpu}" for gpu, (hours, _) in estimated.items())
         lines.append(f"{unit}, {count} on {each}: about {named}")
-        lines.append(
-            f"  estimated from multiply-adds and params/gpus.yaml, ± {speeds.error:.0%}; nothing was timed here yet"
-        )
+        lines.append(f"  estimated from multiply-adds and {GPUS}, ± {speeds.error:.0%}; nothing was timed here yet")
+        if least := max(number for _, number in estimated.values()):
+            floor = f"{speeds.least_step:g} s, the least that the estimate allows a step"
+            lines.append(f"  {_number(least, 'training')} of small networks at {floor}")
     at_limit = sum(width(run) * run.resources["runtime"] / 60 for run in todo)
-    limits = " or ".join(f"{limit / 60:g}" for limit in sorted({run.resources["runtime"] for run in todo}))
-    says = f"{_amount(at_limit)} if each fills one job of {limits} h; a longer one goes on in a further job"
+    limits = " or ".join(_limit(limit) for limit in sorted({run.resources["runtime"] for run in todo}))
+    says = f"{_amount(at_limit)} if each fills one job of {limits}; a longer one goes on in a further job"
     lines.append(f"  {says}" if lines else f"{unit}, {count} on {each}: {says}")
     return lines
+
+
+def _limit(minutes: int) -> str:
+    return f"{minutes / 60:g} h" if minutes % 30 == 0 else f"{minutes} min"
 
 
 def _timed(measured: Hours) -> str:
@@ -120,7 +127,7 @@ def to_count(suite: Suite) -> str:
     return f"tsd inspect --suite {suite.name} --output {models_path(suite)}"
 
 
-def _disk(suite: Suite, runs: Sequence[Run]) -> list[str]:
+def _disk(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> list[str]:
     lines = []
     if (known := archives_of(suite)) is not None:
         fetched, unpacked = data_size(suite)
@@ -130,4 +137,15 @@ def _disk(suite: Suite, runs: Sequence[Run]) -> list[str]:
     if size is None:
         return [*lines, f"disk, checkpoints: not known before `{to_count(suite)}`"]
     kept = f"of each run the weights, and its last {KEPT_CHECKPOINTS} states to go on from"
-    return [*lines, f"disk, checkpoints: {size:,.1f} GB: {kept}"]
+    lines.append(f"disk, checkpoints: {size:,.1f} GB: {kept}")
+    return lines + _lack(suite, todo)
+
+
+def _lack(suite: Suite, todo: Sequence[Run]) -> list[str]:
+    """A line where the free space does not hold what is still to come."""
+    wanted = checkpoints_size(suite, todo) or 0.0
+    data, results = (nearest(suite.root / name) for name in ("data", "results"))
+    if missing_data(suite) and data.stat().st_dev == results.stat().st_dev:
+        wanted += sum(data_size(suite))
+    free = shutil.disk_usage(results).free / 1e9
+    return [f"  too little: {wanted:,.0f} GB are still to come, and {free:,.0f} GB are free"] if free < wanted else []

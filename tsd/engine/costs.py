@@ -73,13 +73,16 @@ def training_pictures(suite: Suite, data_digest: str) -> int | None:
         return int(read_json(verified)["train"])
     if suite.is_openimages or suite.fetched is not None:
         return suite_source(suite).pictures["train"]
+    if "import" in suite.data:
+        return suite_source(suite).pictures.get(suite.data["import"].get("train", ""))
     return None
 
 
-def steps_of(run: Run, pictures: int) -> int:
-    """Steps of a training over so many pictures."""
+def steps_left(run: Run, pictures: int) -> int:
+    """Steps of a training over so many pictures that its log does not have."""
     schedule = run.settings["schedule"]
-    return int(schedule["epochs"]) * math.ceil(pictures / schedule["batch_size"])
+    steps = int(schedule["epochs"]) * math.ceil(pictures / schedule["batch_size"])
+    return max(0, steps - max((step for step, _ in _logged(run)), default=0))
 
 
 def seconds_per_step(run: Run) -> float | None:
@@ -87,13 +90,27 @@ def seconds_per_step(run: Run) -> float | None:
 
     The median over the log's lines: evaluations and pauses between two jobs do not count.
     """
+    pairs = [(a, b) for a, b in pairwise(_logged(run)) if b[0] > a[0] and b[1] > a[1]]
+    return median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) if pairs else None
+
+
+def _logged(run: Run) -> list[tuple[int, float]]:
+    """(step, time) of the log's lines.
+
+    Raises:
+        InputError: a line that no training wrote; names file and line.
+    """
     path = run.folder / "log.jsonl"
     if not path.exists():
-        return None
-    lines = [line for line in read_whole_lines(path) if "loss" in line]
-    pairs = [(a, b) for a, b in pairwise(lines) if b["step"] > a["step"]]
-    times = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairs]
-    return median(times) if times else None
+        return []
+    found = []
+    for number, line in enumerate(read_whole_lines(path), start=1):
+        step, time = (line.get(key) if isinstance(line, dict) else None for key in ("step", "time"))
+        if type(step) is not int or not isinstance(time, int | float) or not math.isfinite(time):
+            raise InputError(f"{path}, line {number}: expected a step and a time; remove the line, or the run's folder")
+        if "loss" in line:
+            found.append((step, float(time)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,7 +148,7 @@ def measured_hours(runs: Sequence[Run], todo: Sequence[Run], pictures: int | Non
     networks = networks_of(todo[0].suite)
     own = {experiment: sum(values) / len(values) for experiment, values in times.items()}
     known = {run.experiment: _gmacs(run, networks) for run in runs}
-    hours = sum(steps_of(run, pictures) * _step(run, own, known) for run in todo) / 3600
+    hours = sum(steps_left(run, pictures) * _step(run, own, known) for run in todo) / 3600
     widths = {run.experiment: width(run) for run in runs}
     timed = {experiment: seconds / widths[experiment] for experiment, seconds in own.items()}
     return Hours(hours, timed, sum(run.experiment not in own for run in todo))
@@ -155,17 +172,23 @@ def _gmacs(run: Run, networks: Mapping[str, Network]) -> float | None:
     return None if network is None else network.gmacs(run.settings) * run.settings["schedule"]["batch_size"]
 
 
-def estimated_hours(todo: Sequence[Run], pictures: int | None, speeds: Speeds) -> dict[str, float] | None:
-    """GPU → GPU-hours of all trainings, by multiply-adds; None: a network or the number of pictures isn't known."""
+def estimated_hours(todo: Sequence[Run], pictures: int | None, speeds: Speeds) -> dict[str, tuple[float, int]] | None:
+    """GPU → GPU-hours of all trainings, by multiply-adds, and how many of them rest on the least time of a step.
+
+    None: a network or the number of pictures isn't known.
+    """
     if not todo or pictures is None:
         return None
     networks = networks_of(todo[0].suite)
     amounts = [_gmacs(run, networks) for run in todo]
     if None in amounts:
         return None
-    hours = dict.fromkeys(speeds.tflops, 0.0)
-    for run, gmacs in zip(todo, amounts, strict=True):
-        for gpu, tflops in speeds.tflops.items():
-            step = max(FLOPS * (gmacs or 0.0) / tflops / 1e3, speeds.least_step * width(run))
-            hours[gpu] += step * steps_of(run, pictures) / 3600
-    return hours
+    found = {}
+    for gpu, tflops in speeds.tflops.items():
+        steps = [FLOPS * (gmacs or 0.0) / tflops / 1e3 / width(run) for run, gmacs in zip(todo, amounts, strict=True)]
+        seconds = [
+            max(step, speeds.least_step) * width(run) * steps_left(run, pictures)
+            for run, step in zip(todo, steps, strict=True)
+        ]
+        found[gpu] = sum(seconds) / 3600, sum(step < speeds.least_step for step in steps)
+    return found

@@ -97,6 +97,7 @@ def launch(run: Run, arguments: Sequence[str], environment: Mapping[str, str]) -
         command = ["env", "WORLD_SIZE=1", *command]
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     srun += [f"--cpus-per-task={run.resources['threads']}", "--kill-on-bad-exit=1"]
+    srun.append("--unbuffered")  # a progress bar has no newline, which srun would wait for
     if is_step:  # it holds what the job has
         srun.append("--overlap")
     return [*srun, *command]

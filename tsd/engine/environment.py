@@ -74,11 +74,17 @@ def _first_cpu(cpuinfo: Path) -> dict[str, str]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it), or (None, None) outside git."""
+    """(commit, whether tracked files differ from it), or (None, None) outside git.
+
+    A cluster's own settings in ``slurm/`` do not count: they change no result.
+    """
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)slurm"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None, None

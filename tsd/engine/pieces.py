@@ -1,7 +1,7 @@
 """A training in pieces: each job does what its time allows, and the next one goes on.
 
-``pieces.jsonl`` in the run's folder has a line for each piece that was told to end: job, seconds that it had, steps
-done before and after it, and what ended it.
+``pieces.jsonl`` in the run's folder has a line for each piece that was told to end: job, seconds that the job had left
+when it began, steps done before and after it, and what ended it.
 """
 
 import json

@@ -77,7 +77,7 @@ def by_the_clock(
                 return
         with ending:
             if not ended.is_set():
-                request.expired = f"the clock, {margin / 60:g} minutes before the job's time is over"
+                request.expired = f"the clock, {margin / 60:g} min before the job's time is over"
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     thread = threading.Thread(target=watch, daemon=True)

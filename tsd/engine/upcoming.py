@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsd.data.sources import Source, SourceFile
-from tsd.engine.identity import suite_source
+from tsd.engine.identity import manifest_path, suite_source
 from tsd.engine.params import Suite
 from tsd.errors import InputError
 
@@ -83,3 +83,19 @@ def _files(files: Sequence[SourceFile]) -> str:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.{1 if size < 1e11 else 0}f} GB"
+
+
+def missing_data(suite: Suite) -> list[Path]:
+    """Files and folders of the suite's data that are not there."""
+    manifest = manifest_path(suite)
+    wanted = [manifest] if manifest and suite.fetched is None else []
+    if suite.is_openimages:
+        challenge = suite.challenge
+        wanted += challenge.files
+        wanted += [challenge.store(split) for split in ("train", "val")]
+    elif suite.data["format"] == "generated":
+        folder = Path(suite.data["folder"])
+        wanted += [folder / "train", folder / "val"]
+    else:
+        wanted += [path for name in ("train", "val") for path in suite.split(name)]
+    return [path for path in wanted if not path.exists()]
