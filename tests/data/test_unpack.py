@@ -32,6 +32,49 @@ def test_a_zip_stays_in_its_folder(tmp_path):
         unzip(archive, tmp_path / "out", everything)
 
 
+def _damaged(content: bytes) -> bytes:
+    """The deflated data of the first member is no longer what it was."""
+    return content[:60] + b"\xff" * 30 + content[90:]
+
+
+def _encrypted(content: bytes) -> bytes:
+    """The flag in the list of members says that a password is needed."""
+    place = content.index(b"PK\x01\x02") + 8
+    return content[:place] + b"\x01" + content[place + 1 :]
+
+
+def _of_unknown_method(content: bytes) -> bytes:
+    place = content.index(b"PK\x01\x02") + 10
+    return content[:place] + b"\x63" + content[place + 1 :]
+
+
+@pytest.mark.parametrize("change", [_damaged, _encrypted, _of_unknown_method])
+def test_a_zip_that_cannot_be_read_is_named(tmp_path, change):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        content.writestr("1.jpg", bytes(range(256)) * 20)
+    archive.write_bytes(change(archive.read_bytes()))
+    with pytest.raises(WorkError, match=r"a\.zip: broken: .*; remove it to fetch it again"):
+        unzip(archive, tmp_path / "out", everything)
+
+
+def test_a_zip_with_a_file_twice_or_a_link_is_refused(tmp_path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("1.jpg", b"one")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            content.writestr("1.jpg", b"two")
+    with pytest.raises(WorkError, match="a file is in it twice"):
+        unzip(archive, tmp_path / "out", everything)
+    link = zipfile.ZipInfo("1.jpg")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr(link, "/etc/passwd")
+    with pytest.raises(WorkError, match=r"1\.jpg: a link; expected a file"):
+        unzip(archive, tmp_path / "out", everything)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_the_wanted_files_of_a_tar_are_unpacked(tmp_path, mode):
     members = {"kit": (tarfile.DIRTYPE, ""), "kit/a.txt": b"one", "./kit/deep/b.txt": b"two", "other/c.txt": b"three"}

@@ -98,7 +98,8 @@ def test_a_server_that_trickles_is_not_waited_for(examined, monkeypatch):
 
 def test_a_folder_is_no_file(examined, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}")
-    assert examined("MLflow", context()).only("warning").finding == f"{tmp_path} is a folder, expected a file"
+    finding = examined("MLflow", context()).only("error").finding
+    assert f"{tmp_path}: is a folder; name a file in it: sqlite:///{tmp_path}/mlflow.db" in finding
 
 
 @pytest.mark.parametrize(

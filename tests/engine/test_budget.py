@@ -16,7 +16,7 @@ from tests.workflow.test_pipeline import edit, run
 from tsd.engine.budget import format_budget
 from tsd.engine.costs import read_speeds, seconds_per_step
 from tsd.engine.networks import models_path, networks_of
-from tsd.engine.params import get_runs, load_suite
+from tsd.engine.params import get_runs, load_suite, verified_path
 from tsd.errors import InputError
 from tsd.files import write_lines
 from tsd.report.tables import chosen_tables, load_figures
@@ -152,6 +152,56 @@ def test_too_little_space_for_data_and_checkpoints_is_said(project, monkeypatch)
     assert "too little" not in budget("coco")
 
 
+def test_steps_count_for_the_gpus_that_they_were_timed_on(project):
+    def ask(gpus):
+        edit(project / "params/suites/coco.yaml", lambda suite: suite["resources"].update(gpu=gpus))
+        return re.search(r"GPU-hours.*: ([\d,]+) by steps timed here \(baseline 0.30 s", budget("coco"))[1]
+
+    edit(project / "params/suites/coco.yaml", only("baseline"))
+    (first,) = get_runs(load_suite("coco"), "d" * 12)
+    first.folder.mkdir(parents=True)
+    write_lines(first.folder / "log.jsonl", [{"time": 15.0 * n, "step": 50 * n, "loss": 1.0} for n in range(1, 5)])
+    (first.folder / "environment.json").write_text('{"processes": 8}')
+    assert ask(8) == ask(16) == ask(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row.replace("41.753", "nan"), "line 2: expected network,suite,experiment,params_m"),
+        (lambda row: row.replace("41.753", "-41.753"), "line 2: expected"),
+        (lambda row: row + ",1", "line 2: expected"),
+        (lambda row: row[:30], "line 2: expected"),
+        (lambda row: row + "\n" + row.replace("41.753", "42"), "lines 2 and 3: [0-9a-f]{12} has different numbers"),
+    ],
+)
+def test_a_broken_record_of_networks_is_named(project, change, said):
+    path = Path("params/networks.csv")
+    head, first, *rest = path.read_text().splitlines()
+    assert first.startswith("ee06e106b5d9,coco,baseline,41.753")
+    path.write_text("\n".join([head, change(first), *rest]) + "\n")
+    with pytest.raises(InputError, match=f"params/networks.csv, {said}"):
+        budget("coco")
+    before = path.read_text()
+    done = tsd("inspect", "--suite", "tiny", "--record")
+    assert done.returncode == 2
+    assert "params/networks.csv, line" in done.stderr
+    assert path.read_text() == before
+    dry = run("snakemake", "-n", "--config", "suite=coco", check=False, cwd=project)
+    assert dry.returncode != 0
+    assert "params/networks.csv, line" in dry.stdout + dry.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", '{"train": 0}', '{"train": "many"}'])
+def test_what_does_not_say_how_many_pictures_is_named(project, content):
+    suite = load_suite("coco")
+    path = verified_path(suite, "d" * 12)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(InputError, match="train: expected a number of pictures"):
+        budget("coco")
+
+
 def test_what_is_trained_is_not_counted(project):
     suite = load_suite("tiny")
     for one in get_runs(suite, "d" * 12):
@@ -167,7 +217,7 @@ def test_what_is_trained_is_not_counted(project):
     [
         ({"tflops": {"A100": 20}, "error": 0.5}, "expected the keys error, least_step, tflops"),
         ({"tflops": {}, "error": 0.5, "least_step": 0.1}, "tflops: expected lines of a GPU's name and a number"),
-        ({"tflops": {"A100": 0}, "error": 0.5, "least_step": 0.1}, "A100: expected a number above 0, got 0"),
+        ({"tflops": {"A100": 0}, "error": 0.5, "least_step": 0.1}, "tflops.A100: expected a number above 0, got 0"),
         ({"tflops": {"A100": 20}, "error": "half", "least_step": 0.1}, "error: expected a number above 0, got 'half'"),
     ],
 )

@@ -187,6 +187,16 @@ def set_key(*path, value):
             set_key("experiment_resources", value={"tsd_pc": {"gpu": 3}}),
             "tsd_pc: schedule.batch_size: 4 pictures a step can't be spread evenly over the 3 processes",
         ),
+        (set_key("experiment_resources", value={3: {"gpu": 4}}), "experiment_resources"),
+        (
+            set_key("experiment_resources", value={"tsd_pc": {"gpu": 4, "nodes": 3}}),
+            "tiny.yaml: experiment_resources.tsd_pc: gpu: 4 can't be spread evenly over 3 nodes",
+        ),
+        (set_key("resources", "nodes", value=2), "tiny.yaml: resources: gpu: 0 can't be spread evenly over 2 nodes"),
+        (
+            set_key("resources", value={"gpu": 4, "nodes": 2, "processes": 1}),
+            "tiny.yaml: resources: processes: 1 can't be spread evenly over 2 nodes",
+        ),
         (set_key("override", "schedule", "milestones", value=[2]), "schedule.milestones: expected epochs below"),
         (lambda content: content.pop("seeds"), "tiny.yaml: seeds: missing key"),
         (set_key("override", "schedule", "lr", value=float("nan")), "override.schedule.lr: expected a finite number"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tsd.engine import pieces, slurm, stopping
-from tsd.errors import WorkError
+from tsd.errors import InputError, WorkError
 from tsd.files import read_whole_lines
 
 
@@ -45,11 +45,12 @@ def save(folder, step):
 
 
 @pytest.mark.parametrize(
-    ("printed", "seconds"), [("0:45", 45), ("1:02:03", 3723), ("1-00:00:01", 86401), ("UNLIMITED", float("inf"))]
+    ("printed", "seconds"),
+    [("0:45", 45), ("1:02:03", 3723), ("1-00:00:01", 86401), ("UNLIMITED", float("inf")), ("NOT_SET", None)],
 )
 def test_the_time_left_is_what_squeue_prints(cluster, printed, seconds):
     cluster[1](left=printed)
-    assert slurm.seconds_left("42") == pytest.approx(seconds)
+    assert slurm.seconds_left("42") == (seconds and pytest.approx(seconds))
     assert cluster[0].read_text() == "squeue -h -j 42 -o %L\n"
 
 
@@ -109,6 +110,22 @@ def test_no_progress_by_the_clock_fails_and_so_do_attempts_with_no_more_time(clu
         pieces.begin(folder)
     cluster[1](left="1:00:00")
     assert pieces.begin(folder).start == 7  # more time: it is tried
+
+
+def test_a_piece_whose_time_nobody_knew_does_not_stop_the_next(cluster, folder):
+    """Slurm does not answer at the start, and says later that little is left."""
+    cluster[1](left='"" >&2; exit 1')
+    piece = pieces.begin(folder)
+    with pytest.raises(WorkError, match="no progress: a job was to end before it had done a step after step 0"):
+        pieces.end(folder, piece, "the clock", by_clock=True)
+    cluster[1](left="10:00:00")
+    assert pieces.begin(folder).seconds == 36000
+
+
+def test_a_line_that_is_no_piece_is_named(cluster, folder):
+    (folder / pieces.FILE).write_text('{"job": "1"}\n')
+    with pytest.raises(InputError, match="its last line is no piece of a training; remove the line"):
+        pieces.begin(folder)
 
 
 def test_a_preemption_before_the_first_step_is_no_failure_and_no_reason_to_start_the_job_again(cluster, folder):

@@ -215,10 +215,33 @@ def test_draws_of_other_predictions_or_another_number_are_refused(judged):
     done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
     assert done.returncode == 2
     assert f"{draws}: 18 draws" in done.stderr
-    draws.unlink()
+    for damaged in (kept[:-3], kept[:-20], kept.replace("\n", "\n9", 2)):
+        draws.write_text(damaged)
+        done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
+        assert done.returncode == 2
+        assert f"{draws}: " in done.stderr
+    for path in Path("results/tiny/metrics").glob("*.draws.csv"):
+        whole = kept if path == draws else path.read_text()
+        path.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
+    assert done.returncode == 2
+    assert "1 draws; an interval of 95 % takes 40 at least" in done.stderr
+
+
+def test_metrics_without_draws_are_counted_and_must_be_metrics_of_the_suite(judged, tmp_path):
+    *_, runs = judged
+    runs["tsd", 1].draws_file.unlink()
     done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
     assert done.returncode == 0, done.stderr
     assert "Not judged: 1 runs whose metrics are here without their draws" in done.stdout
+    other = tmp_path / "other.json"
+    for content in ('{"a":', "{}", runs["tsd", 1].metrics_file.read_text().replace('"tiny"', '"demo"')):
+        other.write_text(content)
+        done = tsd("claims", "--suite", "tiny", "--metrics", other, "--output", "other.md")
+        assert done.returncode == 2, content
+        assert str(other) in done.stderr
+    assert tsd("claims", "--suite", "tiny", "--metrics", "nothere.json", "--output", "other.md").returncode == 2
+    assert not Path("other.md").exists()
 
 
 def test_without_runs_every_claim_says_so(project):

@@ -72,3 +72,11 @@ def test_every_section_names_a_suite_and_pages_that_are_there():
     for entry in load_sections(ROOT / "params"):
         assert (ROOT / "params/suites" / f"{entry['suite']}.yaml").exists()
         assert "recorded" not in entry or (ROOT / entry["recorded"]).exists()
+
+
+def test_a_folder_of_evidence_that_is_not_there_overwrites_no_page(project):
+    before = Path("docs/results.md").read_text() if Path("docs/results.md").exists() else None
+    done = tsd("results", "--evidence", "nothere", "--output", "docs/results.md")
+    assert done.returncode == 2
+    assert "nothere: no such folder" in done.stderr
+    assert (Path("docs/results.md").read_text() if Path("docs/results.md").exists() else None) == before

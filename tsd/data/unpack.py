@@ -3,6 +3,7 @@
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -24,8 +25,12 @@ def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
         with zipfile.ZipFile(archive) as content:
             infos = [info for info in content.infolist() if not info.is_dir() and member(info.filename)]
             for info in infos:
-                if _leads_out(info.filename) or (info.external_attr >> 16) & 0o170000 == 0o120000:
+                if _leads_out(info.filename):
                     raise WorkError(f"{archive}: {info.filename}: leads out of the folder: refused")
+                if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                    raise WorkError(f"{archive}: {info.filename}: a link; expected a file: refused")
+            if len({info.filename for info in infos}) < len(infos):
+                raise WorkError(f"{archive}: broken: a file is in it twice; remove it to fetch it again")
             for info in tqdm(infos, desc=archive.name, unit="file", mininterval=interval()):
                 path = folder / info.filename
                 if path.is_file() and path.stat().st_size == info.file_size:
@@ -35,7 +40,7 @@ def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
                 with content.open(info) as source, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
                 temporary.replace(path)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise WorkError(f"{archive}: broken: {error}; remove it to fetch it again") from None
     except OSError as error:
         raise WorkError(f"{archive}: can't be unpacked to {folder}: {error}; what is unpacked stays") from None

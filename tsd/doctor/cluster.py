@@ -48,12 +48,14 @@ def read_nodes(text: str) -> list[Nodes]:
         numbers = [count, cpus.rstrip("+"), memory.rstrip("+")]
         if not all(number.isdecimal() and len(number) < 16 for number in numbers):
             raise InputError(f"sinfo printed {line!r}, expected numbers of nodes, CPUs and MB as in {FIELDS}")
+        if (longest := minutes(limit)) is None:
+            raise InputError(f"sinfo printed {line!r}, expected a time limit as in {FIELDS}, got {limit!r}")
         groups.append(
             Nodes(
                 partition=partition.rstrip("*"),
                 is_default=partition.endswith("*"),
                 is_up=available == "up",
-                limit=minutes(limit),
+                limit=longest,
                 count=int(numbers[0]),
                 state=state,
                 cpus=int(numbers[1]),

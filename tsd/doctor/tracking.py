@@ -62,9 +62,6 @@ def _file(uri: str, where: str) -> Check:
         finding = f"MLFLOW_TRACKING_URI={where}: expected sqlite:///FILE.db"
         return Check("MLflow", "error", finding, "Name a file: `export MLFLOW_TRACKING_URI=sqlite:///mlflow.db`.")
     path = Path(name)
-    if path.is_dir():
-        finding = f"{path} is a folder, expected a file"
-        return Check("MLflow", "warning", finding, f"Name a file in it: `export MLFLOW_TRACKING_URI={uri}/mlflow.db`.")
     place, mount = nearest(path.parent), mount_of(path.parent)
     if not os.access(place, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         finding = f"{path} can't be written to"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from tsd.engine.identity import suite_source
 from tsd.engine.networks import Network, networks_of
@@ -51,9 +51,12 @@ def read_speeds(root: Path) -> Speeds:
     tflops = content.pop("tflops")
     if not isinstance(tflops, dict) or not tflops:
         raise InputError(f"{path}: tflops: expected lines of a GPU's name and a number, got {tflops!r}")
-    for key, value in (content | tflops).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InputError(f"{path}: {key}: expected a number above 0, got {value!r}")
+    if odd := [gpu for gpu in tflops if not isinstance(gpu, str)]:
+        raise InputError(f"{path}: tflops.{odd[0]}: expected a GPU's name")
+    amounts = [*content.items(), *((f"tflops.{gpu}", value) for gpu, value in tflops.items())]
+    for key, value in amounts:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise InputError(f"{path}: {key}: expected a number above 0, got {value!r:.40}")
     return Speeds({str(gpu): float(value) for gpu, value in tflops.items()}, **content)
 
 
@@ -70,7 +73,11 @@ def training_pictures(suite: Suite, data_digest: str) -> int | None:
         return SceneSpec.from_dict(suite.data["generate"]).train
     verified = verified_path(suite, data_digest)
     if verified.exists():
-        return int(read_json(verified)["train"])
+        content = read_json(verified)
+        count = content.get("train") if isinstance(content, dict) else None
+        if type(count) is not int or count < 1:
+            raise InputError(f"{verified}: train: expected a number of pictures, got {count!r}; remove the file")
+        return count
     if suite.is_openimages or suite.fetched is not None:
         return suite_source(suite).pictures["train"]
     if "import" in suite.data:
@@ -139,19 +146,26 @@ def measured_hours(runs: Sequence[Run], todo: Sequence[Run], pictures: int | Non
     Returns:
         None if no step was timed, or the number of pictures isn't known.
     """
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[tuple[float, int]]] = {}
     for run in runs:
         if (seconds := seconds_per_step(run)) is not None:
-            times.setdefault(run.experiment, []).append(seconds * width(run))
+            times.setdefault(run.experiment, []).append((seconds, _width_then(run)))
     if not times or pictures is None or not todo:
         return None
     networks = networks_of(todo[0].suite)
-    own = {experiment: sum(values) / len(values) for experiment, values in times.items()}
+    own = {experiment: mean(seconds * gpus for seconds, gpus in values) for experiment, values in times.items()}
     known = {run.experiment: _gmacs(run, networks) for run in runs}
     hours = sum(steps_left(run, pictures) * _step(run, own, known) for run in todo) / 3600
-    widths = {run.experiment: width(run) for run in runs}
-    timed = {experiment: seconds / widths[experiment] for experiment, seconds in own.items()}
+    timed = {experiment: mean(seconds for seconds, _ in values) for experiment, values in times.items()}
     return Hours(hours, timed, sum(run.experiment not in own for run in todo))
+
+
+def _width_then(run: Run) -> int:
+    """How wide the training was when it was timed: its suite's resources may have been changed since."""
+    path = run.folder / "environment.json"
+    facts = read_json(path) if path.exists() else {}
+    processes = facts.get("processes") if isinstance(facts, dict) else None
+    return processes if type(processes) is int and processes > 0 else width(run)
 
 
 def _step(run: Run, own: Mapping[str, float], known: Mapping[str, float | None]) -> float:
@@ -160,9 +174,8 @@ def _step(run: Run, own: Mapping[str, float], known: Mapping[str, float | None])
         return own[run.experiment]
     counted = [known[experiment] for experiment in own]
     mine = known[run.experiment]
-    mean = sum(own.values()) / len(own)
     if mine is None or None in counted:
-        return mean
+        return mean(own.values())
     return mine * sum(own.values()) / sum(gmacs for gmacs in counted if gmacs is not None)
 
 

@@ -26,6 +26,9 @@ from tsd.report.tables import commit_notes, load_reported, read_run
 
 PARAMS = Path("params")
 
+LEAST_DRAWS = 40
+"""Of which one lies outside the interval at each end."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -73,6 +76,9 @@ def judge(suite: Suite, files: Sequence[Path]) -> tuple[list[Judgement], list[st
     reported = load_reported(PARAMS)
     claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
     with_draws = [path for path in files if path.with_suffix(SUFFIX).exists()]
+    for path in files:
+        if path not in with_draws and (own := read_run(path)["suite"]) != suite.name:
+            raise InputError(f"{path}: is of suite {own}, not of {suite.name}")
     runs = _read(suite, with_draws)
     judgements = [_judge(claim, paper_difference(claim, reported), runs) for claim in claims]
     return judgements, _notes(suite, runs, judgements, len(files) - len(with_draws))
@@ -98,6 +104,9 @@ def _read(suite: Suite, files: Sequence[Path]) -> dict[tuple[str, int], Evidence
                 f"{path.with_suffix(SUFFIX)}: {len(own.draws) - 1} draws, {first.path.with_suffix(SUFFIX)} has "
                 f"{len(first.draws) - 1}; make both with the same number"
             )
+        if len(own.draws) - 1 < LEAST_DRAWS:
+            few = f"{path.with_suffix(SUFFIX)}: {len(own.draws) - 1} draws"
+            raise InputError(f"{few}; an interval of 95 % takes {LEAST_DRAWS} at least")
         found[own.key] = own
     return found
 

@@ -5,8 +5,9 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,18 @@ def models_path(suite: Suite) -> Path:
 
 
 def networks_of(suite: Suite) -> dict[str, Network]:
-    """The suite's experiments whose networks have been counted as they are today."""
-    recorded = _read_record(suite.root / RECORD)
-    path = models_path(suite)
-    counted = read_json(path) if path.exists() else {}
-    own = counted["models"] if (counted.get("size"), counted.get("proposals")) == (list(SIZE), PROPOSALS) else {}
-    found = {}
-    for experiment in suite.experiments:
-        digest = suite.network_digest(experiment)
-        if own.get(experiment, {}).get("network") == digest:
-            found[experiment] = network_of(own[experiment])
-        elif digest in recorded:
-            found[experiment] = recorded[digest]
-    return found
+    """The suite's experiments whose networks have been counted as they are today.
+
+    Raises:
+        InputError: one of the two files holds what ``tsd inspect`` does not write; names the line or the key.
+    """
+    recorded = {network: numbers for network, (numbers, _) in _numbers(suite.root / RECORD).items()}
+    own = _own(models_path(suite))
+    digests = {experiment: suite.network_digest(experiment) for experiment in suite.experiments}
+    known = {
+        experiment: own.get((experiment, digest)) or recorded.get(digest) for experiment, digest in digests.items()
+    }
+    return {experiment: network for experiment, network in known.items() if network is not None}
 
 
 def network_of(facts: Mapping[str, Any]) -> Network:
@@ -76,33 +76,67 @@ def network_of(facts: Mapping[str, Any]) -> Network:
 
 
 def record(suite: Suite, facts: Mapping[str, Mapping[str, Any]], path: Path = RECORD) -> None:
-    """Put the suite's networks into the record in place of those that it had there."""
-    rows = [row for row in _rows(path) if row["suite"] != suite.name] if path.exists() else []
+    """Put the suite's networks into the record in place of those that it had there.
+
+    Raises:
+        InputError: the record is broken; names the line.
+    """
+    _numbers(path)
+    rows = [row for row in _rows(path) if row[1] != suite.name] if path.exists() else []
     for experiment, entry in facts.items():
-        network = network_of(entry)
-        numbers = (network.params_m, network.gmacs_picture, network.gmacs_rois)
-        values = [suite.network_digest(experiment), suite.name, experiment, *(f"{number:.3f}" for number in numbers)]
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        numbers = [f"{number:.3f}" for number in astuple(network_of(entry))]
+        rows.append([suite.network_digest(experiment), suite.name, experiment, *numbers])
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: row["suite"]))
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *sorted(rows, key=lambda row: row[1])])
     write_text(path, text.getvalue())
 
 
-def _read_record(path: Path) -> dict[str, Network]:
-    found = {}
-    for row in _rows(path):
-        try:
-            found[row["network"]] = Network(*(float(row[column]) for column in COLUMNS[3:]))
-        except (TypeError, ValueError):
-            raise InputError(f"{path}: {row['experiment']} of suite {row['suite']}: expected three numbers") from None
+def _own(path: Path) -> dict[tuple[str, str], Network]:
+    """(experiment, network) → its numbers; nothing of counts for another picture."""
+    if not path.exists():
+        return {}
+    counted = read_json(path)
+    try:
+        if (counted.get("size"), counted.get("proposals")) != (list(SIZE), PROPOSALS):
+            return {}
+        found = {(name, entry.get("network", "")): network_of(entry) for name, entry in counted["models"].items()}
+        wrong = [name for (name, _), network in found.items() if not all(map(_is_amount, astuple(network)))]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not what tsd inspect writes ({error!r}); remove it") from None
+    if wrong:
+        raise InputError(f"{path}: models.{wrong[0]}: expected numbers above 0; remove the file")
     return found
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{path}, line 1: expected {','.join(COLUMNS)}")
-        return list(reader)
+def _numbers(path: Path) -> dict[str, tuple[Network, int]]:
+    """Network → its numbers, and the line that they are in."""
+    found: dict[str, tuple[Network, int]] = {}
+    for line, row in enumerate(_rows(path) if path.exists() else [], start=2):
+        try:
+            numbers = [float(cell) for cell in row[3:]]
+        except ValueError:
+            numbers = []
+        if len(row) != len(COLUMNS) or not re.fullmatch("[0-9a-f]{12}", row[0]) or not all(map(_is_amount, numbers)):
+            raise InputError(f"{path}, line {line}: expected {','.join(COLUMNS)}, of which three are numbers above 0")
+        network = Network(*numbers)
+        other, before = found.setdefault(row[0], (network, line))
+        if other != network:
+            raise InputError(
+                f"{path}, lines {before} and {line}: {row[0]} has different numbers; count its suites anew"
+            )
+    return found
+
+
+def _is_amount(number: float) -> bool:
+    return 0 < number < 1e9
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: {error}; take the repository's: git checkout HEAD {path}") from None
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise InputError(f"{path}, line 1: expected {','.join(COLUMNS)}")
+    return rows[1:]

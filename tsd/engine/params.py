@@ -391,6 +391,8 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
                 f"{suite_file}: experiment_resources.{experiment}: the suite has no such experiment"
                 f"{_hint(experiment, settings)}"
             )
+    for experiment in settings:
+        _check_resources(suite, experiment, f"{suite_file}: {_asker(suite, experiment)}")
     for experiment, own in settings.items():
         size, processes = own["schedule"]["batch_size"], Run(suite, experiment, 0, "").processes
         if size % processes:
@@ -399,6 +401,22 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
                 f"the {processes} processes that resources ask for"
             )
     return suite
+
+
+def _asker(suite: Suite, experiment: str) -> str:
+    return f"experiment_resources.{experiment}" if experiment in suite.experiment_resources else "resources"
+
+
+def _check_resources(suite: Suite, experiment: str, where: str) -> None:
+    """What a scheduler could not give, or ``tsd train`` would refuse in its job."""
+    asked = suite.resources_of(experiment)
+    gpus, nodes, processes = asked["gpu"], asked["nodes"], Run(suite, experiment, 0, "").processes
+    if nodes > 1 and (gpus % nodes or not gpus):
+        raise ParamsError(
+            f"{where}: gpu: {gpus} can't be spread evenly over {nodes} nodes; expected a multiple of nodes"
+        )
+    if processes % nodes:
+        raise ParamsError(f"{where}: processes: {processes} can't be spread evenly over {nodes} nodes")
 
 
 def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]:

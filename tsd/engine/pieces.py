@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tsd.engine import checkpoint, slurm
-from tsd.errors import WorkError
+from tsd.errors import InputError, WorkError
 from tsd.files import read_whole_lines
 
 FILE = "pieces.jsonl"
@@ -38,14 +38,18 @@ def begin(folder: Path) -> Piece:
     """The piece that starts now.
 
     Raises:
+        InputError: the last line of the file is no piece.
         WorkError: the one before was ended by the clock without having done a step, and this one has no more time.
     """
     job = slurm.job()
     seconds = slurm.seconds_left(job) if job else None
     piece = Piece(job, platform.node(), None if seconds == float("inf") else seconds, steps_done(folder))
     for last in read_whole_lines(folder / FILE)[-1:]:
+        if not last.keys() >= {"by_clock", "start", "stop", "seconds"}:
+            raise InputError(f"{folder / FILE}: its last line is no piece of a training; remove the line")
         stuck = last["by_clock"] and last["start"] == last["stop"] == piece.start
-        if stuck and piece.seconds is not None and piece.seconds <= 1.1 * last["seconds"]:
+        known = piece.seconds is not None and last["seconds"] is not None
+        if stuck and known and piece.seconds <= 1.1 * last["seconds"]:
             raise WorkError(_stuck(piece.start, last["seconds"]))
     return piece
 
@@ -61,7 +65,7 @@ def end(folder: Path, piece: Piece, reason: str, *, by_clock: bool) -> None:
     with (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     if stop == piece.start and by_clock:
-        raise WorkError(_stuck(piece.start, piece.seconds or 0.0))
+        raise WorkError(_stuck(piece.start, piece.seconds))
 
 
 def again(folder: Path, piece: Piece) -> str | None:
@@ -85,9 +89,10 @@ def steps_done(folder: Path) -> int:
     return next(iter(checkpoint.steps(folder / "checkpoints")), (0, None))[0]
 
 
-def _stuck(start: int, seconds: float) -> str:
+def _stuck(start: int, seconds: float | None) -> str:
+    had = "" if seconds is None else f" that had {seconds / 60:.1f} minutes"
     return (
-        f"no progress: a job that had {seconds / 60:.1f} minutes was to end before it had done a step after step "
+        f"no progress: a job{had} was to end before it had done a step after step "
         f"{start}; give it more time (resources.runtime of the suite, in minutes; `sinfo -o '%P %l'` says what a "
         "partition allows) or a smaller resources.margin"
     )

@@ -14,7 +14,7 @@ from tsd.files import read_json
 PLACE = Path("benchmarks/evidence")
 """Published metrics, a folder for each suite."""
 
-_KEY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([a-z][a-z0-9_]*)/seed([0-9]+)")
+_KEY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([a-z][a-z0-9_]*)/seed(0|[1-9][0-9]{0,8})")
 _FILE = re.compile(r"([a-z][a-z0-9_]*)-seed([0-9]+)-[0-9a-f]{12}-[0-9a-f]{12}\.json")
 
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{12}$", "description": "a digest of 12 hexadecimal digits"}

@@ -125,6 +125,8 @@ def make_results_page(evidence: Path, output: Path) -> str:
     Raises:
         InputError: broken files, see :func:`tsd.engine.judge.make_claims`.
     """
+    if not evidence.is_dir():
+        raise InputError(f"{evidence}: no such folder; expected published metrics, a folder for each suite")
     sections = [_section(entry, evidence / entry["suite"]) for entry in results_page.load_sections(PARAMS)]
     text = results_page.results_page(sections, f"tsd results --output {output}")
     write_text(output, text)

@@ -17,11 +17,16 @@ def job(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("SLURM_JOB_ID")
 
 
-def minutes(time: str) -> float:
-    """Slurm's days-hours:minutes:seconds as ``sinfo`` and ``squeue`` print it; infinite for any other word."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time)
-    if not found:
+def minutes(time: str) -> float | None:
+    """Slurm's days-hours:minutes:seconds as ``sinfo`` and ``squeue`` print it; None for what is no time.
+
+    Infinite without a limit, which sinfo and squeue name differently.
+    """
+    if time.lower() in ("infinite", "unlimited"):
         return float("inf")
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9})", time)
+    if not found:
+        return None
     days, hours, whole, seconds = (int(part or 0) for part in found.groups())
     return days * 1440 + hours * 60 + whole + seconds / 60
 
@@ -30,7 +35,8 @@ def seconds_left(number: str) -> float | None:
     """Seconds until a job's time limit, infinite if it has none; None if Slurm does not say."""
     answer = _ask("squeue", "-h", "-j", number, "-o", "%L")
     lines = answer.stdout.split() if answer and answer.returncode == 0 else []
-    return minutes(lines[0]) * 60 if lines else None
+    left = minutes(lines[0]) if lines else None
+    return None if left is None else 60 * left
 
 
 def requeue(number: str) -> str | None:

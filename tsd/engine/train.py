@@ -77,7 +77,7 @@ def train(
 def _begin(folder: Path) -> pieces.Piece:
     try:
         return pieces.begin(folder)
-    except WorkError as error:
+    except (InputError, WorkError) as error:
         _set_status(folder, "FAILED", str(error))
         raise
 

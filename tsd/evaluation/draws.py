@@ -113,9 +113,14 @@ def read_draws(path: Path) -> pd.DataFrame:
         InputError: missing file, other columns, or a value that is no whole number; names the line.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        text = path.read_text(encoding="ascii")
+        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
+    commas = [line.count(",") for line in text.splitlines()]
+    if not text.endswith("\n") or set(commas) != {len(COLUMNS) - 1}:
+        short = next((number for number, count in enumerate(commas, start=1) if count != len(COLUMNS) - 1), len(commas))
+        raise InputError(f"{path}: line {short}: is cut off or has other columns; make the file anew")
     if tuple(frame.columns) != COLUMNS:
         raise InputError(f"{path}: expected the columns {','.join(COLUMNS)}")
     odd = frame.map(lambda text: re.fullmatch(r"-?\d*", text) is None or text == "-")
@@ -126,7 +131,10 @@ def read_draws(path: Path) -> pd.DataFrame:
         )
     if len(frame) < 2:
         raise InputError(f"{path}: expected a line of all pictures and one for each draw, got {len(frame)} lines")
-    return frame.replace("", np.nan).astype(float) * UNIT
+    values = frame.replace("", np.nan).astype(float) * UNIT
+    if ((values.abs() > 1) | (values[[*AT_IOU, *OF_TAIL]] < 0)).any(axis=None):
+        raise InputError(f"{path}: a figure is out of its range: expected up to {round(1 / UNIT)}, in units of {UNIT}")
+    return values
 
 
 def draws_beside(metrics: Path) -> pd.DataFrame:

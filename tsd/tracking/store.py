@@ -36,6 +36,10 @@ def tracking_uri(root: Path) -> str:
         InputError: a file store, which MLflow no longer takes, or something that is no store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and (name := uri.removeprefix("sqlite:///")) and (root / name).is_dir():
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={without_password(uri)}: is a folder; name a file in it: {uri}/mlflow.db"
+        )
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{(root / uri.removeprefix('sqlite:///')).resolve()}"
     if "://" not in uri or uri.startswith("file:"):

@@ -45,11 +45,11 @@ if DATA_DIGEST == ABSENT and not TO_IMPORT and not ONLY_EXISTING & set(sys.argv)
 
 # A dry run begins with what the suite will cost. Snakemake tells a Snakefile nothing of it but its command line.
 if any(re.fullmatch("-[a-z]*n[a-z]*|--dry-?run", word) for word in sys.argv):
-    print(
-        format_budget(SUITE, RUNS, TABLES | load_figures(Path("params"))),
-        end="\n\n",
-        file=sys.stderr,
-    )
+    try:
+        plan = format_budget(SUITE, RUNS, TABLES | load_figures(Path("params")))
+    except InputError as error:
+        raise WorkflowError(str(error))
+    print(plan, end="\n\n", file=sys.stderr)
 
 
 wildcard_constraints:
