@@ -39,7 +39,8 @@ def make_run(root: Path, experiment="tsd_pc", seed=0, status="FINISHED", steps=2
 
 
 def set_status(folder, status, error=None):
-    (folder / "status.json").write_text(json.dumps({"status": status, "error": error, "started": "", "ended": None}))
+    times = {"started": "2026-01-01T00:00:00+00:00", "ended": None}
+    (folder / "status.json").write_text(json.dumps({"status": status, "error": error} | times))
 
 
 def write_log(folder, steps):

@@ -13,6 +13,7 @@ from tsd.engine.params import Run, Settings, Suite, existing_metrics, get_runs, 
 from tsd.errors import InputError, ParamsError
 from tsd.files import read_json
 from tsd.report import tables
+from tsd.status import read_status
 from tsd.tracking.store import find_run, tracking_uri, without_password
 
 PARAMS = Path("params")
@@ -32,9 +33,7 @@ def _state(run: Run) -> str:
         return "evaluated"
     if run.checkpoint.exists():
         return "trained, to be evaluated"
-    status = run.folder / "status.json"
-    if status.exists():
-        content = read_json(status)
+    if (content := read_status(run.folder)) is not None:
         return f"{content['status'].lower()}, resumes" + (f": {content['error']}" if content["error"] else "")
     return "to be trained"
 

@@ -11,6 +11,7 @@ from tsd.engine.reproduce import PLACE, REPORT, is_to_generate, placed
 from tsd.engine.resolve import Resolved
 from tsd.files import read_json
 from tsd.report.reproduction import minutes
+from tsd.status import read_status
 
 HEADLINE = ("AP", "AP50", "AP50_val")
 """Of the recorded figures, those that are named."""
@@ -82,11 +83,8 @@ def _time(run: Run, published: Published) -> Iterator[str]:
 
 def _duration(run: Run) -> float | None:
     """Seconds from the first start of a finished training to its end."""
-    path = run.folder / "status.json"
-    if not path.exists():
-        return None
-    content = read_json(path)
-    if content["status"] != "FINISHED" or not content["ended"]:
+    content = read_status(run.folder)
+    if content is None or content["status"] != "FINISHED" or not content["ended"]:
         return None
     ended, started = (datetime.fromisoformat(content[key]) for key in ("ended", "started"))
     return (ended - started).total_seconds()

@@ -20,6 +20,7 @@ from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
 from tsd.errors import InputError, WorkError
 from tsd.files import exclusive, read_json, write_json, write_text
+from tsd.status import FILE, read_status
 from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
 
 Watch = Callable[[int, float], str | None]
@@ -196,9 +197,10 @@ def _weights_of(folder: Path) -> dict[str, Any]:
 
 
 def _set_status(folder: Path, status: str, error: str | None = None) -> None:
-    path = folder / "status.json"
+    path = folder / FILE
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    started = read_json(path)["started"] if path.exists() else now
+    before = read_status(folder)
+    started = before["started"] if before else now
     ended = None if status == "RUNNING" else now
     try:
         write_json(path, {"status": status, "error": error, "started": started, "ended": ended})
@@ -208,8 +210,8 @@ def _set_status(folder: Path, status: str, error: str | None = None) -> None:
 
 def _end(folder: Path, status: str, error: str) -> None:
     """Mark the run; the first of several processes to fail is the one that says why."""
-    path = folder / "status.json"
-    if not path.exists() or read_json(path)["status"] == "RUNNING":
+    before = read_status(folder)
+    if before is None or before["status"] == "RUNNING":
         _set_status(folder, status, error)
 
 

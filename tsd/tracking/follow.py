@@ -10,7 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tsd.files import read_json, write_text
+from tsd.files import write_text
+from tsd.status import read_status
 from tsd.tracking.process import NoAnswerError, Process, RefusedError
 from tsd.tracking.store import why_not_from_here, without_password
 
@@ -152,9 +153,9 @@ def pending_since(folder: Path) -> int | None:
 
 def settle(folder: Path) -> None:
     """Remove the note, unless the run is being trained: then its files are ahead again soon."""
-    status = folder / "status.json"
+    status = read_status(folder)
     with suppress(OSError):
-        if not (status.exists() and read_json(status)["status"] == "RUNNING"):
+        if status is None or status["status"] != "RUNNING":
             (folder / PENDING).unlink(missing_ok=True)
 
 

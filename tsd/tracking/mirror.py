@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from tsd.files import read_json, read_whole_lines
+from tsd.status import read_status
 from tsd.tracking.store import KEY, connect, experiment_id, parent_of, the_run
 
 BATCH = 900
@@ -44,9 +45,9 @@ def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = _nothing)
     """
     folder = Path(folder)
     while True:
-        status = _json(folder / "status.json")
+        status = read_status(folder) or {}
         run_id = _sync(folder, uri, status, moved)
-        if _json(folder / "status.json") == status:  # else an older state was just put over a newer one
+        if (read_status(folder) or {}) == status:  # else an older state was just put over a newer one
             return run_id
 
 

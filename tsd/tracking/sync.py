@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd.files import read_json
+from tsd.status import FILE, read_status
 from tsd.tracking.follow import PENDING, mark, settle
 from tsd.tracking.mirror import newest_metrics, newest_step
 from tsd.tracking.process import NoAnswerError, Process, RefusedError
@@ -143,8 +144,8 @@ def has_ended(folder: Path, evaluation: Path) -> bool:
         folder: the run's folder.
         evaluation: the folder of the evaluation that its suite asks for.
     """
-    path = folder / "status.json"
-    status = read_json(path)["status"] if path.exists() else None
+    found = read_status(folder)
+    status = found["status"] if found else None
     return status == "FAILED" or (status == "FINISHED" and (evaluation / "metrics.json").exists())
 
 
@@ -237,7 +238,7 @@ def watch(watcher: Watcher, every: float, missing: Callable[[], list[str]] | Non
 def _stamp(folder: Path) -> Stamp:
     """What changes with a run. Its log alone does not: MLflow gets its lines when a checkpoint confirms them."""
     newest = newest_metrics(folder)
-    files = [folder / name for name in ("experiment.yaml", "environment.json", "config.py", "status.json")]
+    files = [folder / name for name in ("experiment.yaml", "environment.json", "config.py", FILE)]
     files += folder.glob("checkpoints/step_*.pth")
     if newest is not None:
         files += [newest, *newest.parent.glob("pictures/*.png")]
@@ -257,8 +258,8 @@ def _stamp_of(files: Iterable[Path]) -> Stamp:
 
 def _state(folder: Path) -> str:
     """What a line says of a run."""
-    path = folder / "status.json"
-    status = read_json(path)["status"] if path.exists() else "not begun"
+    found = read_status(folder)
+    status = found["status"] if found else "not begun"
     said = f"{status}, step {newest_step(folder)}" if status != "FINISHED" else status
     if (metrics := newest_metrics(folder)) is not None:
         figures = read_json(metrics)["metrics"]
