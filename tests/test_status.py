@@ -26,7 +26,7 @@ def test_what_a_training_wrote_is_read(tmp_path):
     [
         ([], "status: expected one of RUNNING, FINISHED, KILLED, FAILED, got None"),
         ({}, "status: expected one of"),
-        (WHOLE | {"status": "DONE"}, "got 'DONE'"),
+        (WHOLE | {"status": "DONE"}, "status: expected one of RUNNING, FINISHED, KILLED, FAILED, got 'DONE'"),
         (WHOLE | {"started": 5}, "started: expected a time, got 5"),
         (WHOLE | {"started": "2026-01-01T00:00:00"}, "started: expected a time"),
         (WHOLE | {"ended": "later"}, "ended: expected a time or null, got 'later'"),

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import free_port, tsd
+from tests.conftest import ROOT, free_port, tsd
 from tsd.errors import InputError
 from tsd.tracking.follow import mirror
 from tsd.tracking.mirror import sync_run
-from tsd.tracking.store import init, tracking_uri
+from tsd.tracking.store import connect, init, tracking_uri
 
 
 def make_run(root: Path, experiment="tsd_pc", seed=0, status="FINISHED", steps=20, error=None) -> Path:
@@ -203,6 +203,24 @@ def wait_for(url):
         except OSError:
             time.sleep(0.5)
     raise AssertionError(f"{url} did not answer")
+
+
+def test_processes_that_make_a_fresh_file_at_once_leave_a_whole_one(tmp_path):
+    """And one that is killed while it does leaves none."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-c", f"from tsd.tracking.store import init; init('{tmp_path}', '{uri}', ['tsd-demo'])"]
+    killed = subprocess.Popen(command, cwd=ROOT)
+    while not any(path.name.endswith(".tmp") for path in tmp_path.iterdir()):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    makers = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [(maker.communicate(timeout=300)[1], maker.returncode) for maker in makers]
+    assert [code for _, code in ends] == [0, 0, 0], ends
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
+    assert [found.name for found in connect(uri).search_experiments()].count("tsd-demo") == 1
 
 
 def test_the_store_is_beside_the_repository_unless_the_environment_says_otherwise(tmp_path, monkeypatch):

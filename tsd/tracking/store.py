@@ -1,10 +1,12 @@
 """Where MLflow keeps the runs: the store, its experiments, and the views that a person opens."""
 
+import fcntl
 import ipaddress
 import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -178,7 +180,34 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
+    if uri.startswith("sqlite:///"):
+        _make_file(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_file(path: Path) -> None:
+    """Make a fresh sqlite file whole or not at all.
+
+    MLflow writes its schema for seconds: two processes that do so at once, or one that is killed, leave a file that
+    nothing mends.
+    """
+    from mlflow.tracking import MlflowClient
+
+    if path.exists() or not path.parent.is_dir():
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        for rest in path.parent.glob(f".{path.name}.*.tmp*"):  # of one that was killed
+            rest.unlink(missing_ok=True)
+        try:
+            MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def experiment_id(client: Any, name: str, root: Path, uri: str) -> str:
