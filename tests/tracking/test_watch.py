@@ -95,6 +95,11 @@ def test_a_watch_survives_a_server_that_comes_and_goes(place, looking):
         server.kill()
 
 
+def heed_ctrl_c():
+    """A shell has what it starts in the background ignore it, and all that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_two_watches_at_once_make_no_duplicates_and_end_when_told(place):
     uri = tracking_uri(place)
     names = ("baseline", "tsd_joint", "tsd_pc")
@@ -106,6 +111,7 @@ def test_two_watches_at_once_make_no_duplicates_and_end_when_told(place):
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=said,
                 stderr=said,
+                preexec_fn=heed_ctrl_c,
             )
             for _ in range(2)
         ]
