@@ -45,10 +45,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path, refusal: str) -> Iterator[None]:
+def exclusive(path: Path, refusal: str | None) -> Iterator[None]:
     """Hold the lock ``path``; the system frees it when the process ends, however it ends.
 
-    A file system without locks (Lustre mounted without ``flock``) gives none: that is said, and the work goes on.
+    Without a refusal it is waited for. A file system without locks (Lustre mounted without ``flock``) gives none: that
+    is said, and the work goes on.
 
     Raises:
         InputError: another process holds it; the message is ``refusal``.
@@ -57,7 +58,7 @@ def exclusive(path: Path, refusal: str) -> Iterator[None]:
 
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
         except BlockingIOError:
             raise InputError(refusal) from None
         except OSError as error:

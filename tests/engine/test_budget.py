@@ -14,7 +14,7 @@ import yaml
 from tests.conftest import tsd
 from tests.workflow.test_pipeline import edit, run
 from tsd.engine.budget import format_budget
-from tsd.engine.costs import read_speeds, seconds_per_step
+from tsd.engine.costs import progress, read_speeds
 from tsd.engine.networks import models_path, networks_of
 from tsd.engine.params import get_runs, load_suite, verified_path
 from tsd.errors import InputError
@@ -116,7 +116,7 @@ def test_steps_that_were_timed_here_stand_for_all(project):
     first.folder.mkdir(parents=True)
     lines = [{"time": time, "step": 10 * (1 + place), "loss": 1.0} for place, time in enumerate(times)]
     write_lines(first.folder / "log.jsonl", [*lines, {"time": 5021.0, "step": 60, "val/AP": 0.1}])
-    assert seconds_per_step(first) == 1.0
+    assert progress(first).seconds == 1.0
     schedule = suite.settings["baseline"]["schedule"]
     steps = schedule["epochs"] * math.ceil(suite.data["generate"]["train"] / schedule["batch_size"])
     networks = networks_of(suite)

@@ -210,7 +210,7 @@ def test_processes_that_make_a_fresh_file_at_once_leave_a_whole_one(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     command = [sys.executable, "-c", f"from tsd.tracking.store import init; init('{tmp_path}', '{uri}', ['tsd-demo'])"]
     killed = subprocess.Popen(command, cwd=ROOT)
-    while not any(path.name.endswith(".tmp") for path in tmp_path.iterdir()):
+    while not any(path.name.endswith(".tmp.db") for path in tmp_path.iterdir()):
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()

@@ -152,17 +152,18 @@ def generate(spec: SceneSpec, out: Path, workers: int = 1, force: bool = False) 
         if foreign := sorted(path.name for path in out.iterdir() if path.name not in PARTS):
             raise InputError(f"{out}: holds {foreign[0]}, which is no generated data; choose an empty folder")
         made_with = _made_with(out)
-        if made_with is None and not _only_empty_folders(out):
-            raise InputError(
-                f"{out}: its files are not the generator's: no {MANIFEST} says with what settings they were made; "
-                "choose an empty folder, or remove this one yourself"
-            )
-        same = made_with is not None and _is(made_with, spec)
-        if same and (out / "train").is_dir() and (out / "val").is_dir():
+        if made_with is None:
+            if not _only_empty_folders(out):
+                raise InputError(
+                    f"{out}: its files are not the generator's: no {MANIFEST} says with what settings they were made; "
+                    "choose an empty folder, or remove this one yourself"
+                )
+        elif not _is(made_with, spec):
+            if not force:
+                raise InputError(f"{out}: holds other scenes; use --force to replace them")
+        elif (out / "train").is_dir() and (out / "val").is_dir():
             print(f"{out}: already there", file=sys.stderr)
             return
-        if not force and not same and made_with is not None:
-            raise InputError(f"{out}: holds other scenes; use --force to replace them")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:

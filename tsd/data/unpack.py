@@ -40,7 +40,7 @@ def unzip(archive: Path, folder: Path, member: Callable[[str], bool]) -> int:
                 with content.open(info) as source, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
                 temporary.replace(path)
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         raise WorkError(f"{archive}: broken: {error}; remove it to fetch it again") from None
     except OSError as error:
         raise WorkError(f"{archive}: can't be unpacked to {folder}: {error}; what is unpacked stays") from None

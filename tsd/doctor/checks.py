@@ -53,7 +53,7 @@ class Context:
 
     @property
     def gpus(self) -> int:
-        """GPUs of one training, on all its nodes; none where they are there in name only."""
+        """GPUs that one training computes on, on all its nodes; none where they are there in name only."""
         return 0 if self.suite.resources.get("device") == "cpu" else self.suite.resources["gpu"]
 
     @property
@@ -65,7 +65,8 @@ class Context:
     def on_nodes(self) -> str:
         """The command that runs the doctor on the nodes of a training, one process for each GPU."""
         nodes = self.suite.resources.get("nodes", 1)
-        where = f"--nodes={nodes} --ntasks-per-node={self.gpus_per_node} --gres=gpu:{self.gpus_per_node}"
+        each = -(-self.suite.resources["gpu"] // nodes)
+        where = f"--nodes={nodes} --ntasks-per-node={each} --gres=gpu:{each}"
         return f"srun {where} tsd doctor --suite {self.suite.name}"
 
 

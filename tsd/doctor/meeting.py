@@ -16,6 +16,7 @@ from typing import Any
 
 from tsd.doctor.checks import Check, Context
 from tsd.doctor.rendezvous import hosted_by_launcher, open_store, rendezvous, sum_of_ranks
+from tsd.doctor.report import NAMED, names
 from tsd.errors import InputError
 
 TIMEOUT = 120.0
@@ -25,9 +26,6 @@ LONGEST = 1800.0
 """Seconds that they then wait for the last one's checks, of which reading the data is the longest."""
 
 FAREWELL = 10.0
-
-_NAMED = 8
-"""Ranks or hosts in a sentence."""
 
 
 class Meeting:
@@ -108,9 +106,8 @@ class Meeting:
         thread.join(TIMEOUT)
         took = time.monotonic() - started
         backend = "NCCL" if on_gpu else "gloo"
-        hosts = sorted(set(self.hosts.values()))
-        named = ", ".join(hosts[:_NAMED]) + (", …" if len(hosts) > _NAMED else "")
-        who = f"{here.world} processes on {len(hosts)} host{'s' if len(hosts) > 1 else ''} ({named})"
+        hosts = set(self.hosts.values())
+        who = f"{here.world} processes on {len(hosts)} host{'s' if len(hosts) > 1 else ''} ({names(hosts)})"
         if thread.is_alive():
             self.is_stuck = True
             said["error"] = f"no answer within {TIMEOUT:g} s"
@@ -172,7 +169,7 @@ def _device(context: Context) -> str | None:
 
 
 def _missing(context: Context, came: dict[int, str]) -> Check:
-    missing = [str(rank) for rank in islice((rank for rank in range(context.here.world) if rank not in came), _NAMED)]
+    missing = [str(rank) for rank in islice((rank for rank in range(context.here.world) if rank not in came), NAMED)]
     more = context.here.world - len(came) - len(missing)
     hosts = sorted(set(came.values()))
     finding = (

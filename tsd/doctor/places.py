@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsd.doctor.checks import PATIENCE, Check, Context
-from tsd.engine.budget import checkpoints_size, data_size, picture_files, to_count
+from tsd.engine.budget import picture_files, still_to_come, to_count
 from tsd.engine.identity import ABSENT, data_digest
+from tsd.engine.networks import networks_of
 from tsd.engine.params import get_runs
 from tsd.engine.upcoming import missing_data
 from tsd.errors import InputError
@@ -189,6 +190,5 @@ def need(context: Context) -> tuple[float, float, str | None]:
     except InputError:  # of this the line of the data speaks
         digest = ABSENT
     todo = [run for run in get_runs(suite, digest) if not run.checkpoint.exists()]
-    data = sum(data_size(suite)) if missing_data(suite) else 0.0
-    checkpoints = checkpoints_size(suite, todo)
+    data, checkpoints = still_to_come(suite, todo, networks_of(suite))
     return data, checkpoints or 0.0, None if checkpoints is not None else to_count(suite)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TextIO
 
@@ -12,7 +12,7 @@ from tsd.doctor.checks import Check
 COLOURS = {"ok": "32", "warning": "33", "error": "31"}
 
 NAMED = 8
-"""Hosts before a line."""
+"""Ranks or hosts in a line."""
 
 Process = tuple[int, str]
 """Rank and host."""
@@ -49,9 +49,12 @@ def prefix(processes: Sequence[Process]) -> str:
     ends = [rank for rank in ranks if rank + 1 not in ranks]
     starts = [rank for rank in ranks if rank - 1 not in ranks]
     spans = [f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
-    hosts = sorted({host for _, host in processes})
-    shown = ", ".join(hosts[:NAMED]) + (", …" if len(hosts) > NAMED else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(spans)} ({shown}): "
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(spans)} ({names({host for _, host in processes})}): "
+
+
+def names(hosts: Collection[str]) -> str:
+    """The first of them in their order, and a sign that there are more."""
+    return ", ".join(sorted(hosts)[:NAMED]) + (", …" if len(hosts) > NAMED else "")
 
 
 def summary(checks: Iterable[Check], seconds: float) -> str:

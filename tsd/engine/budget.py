@@ -1,11 +1,11 @@
 """What a suite will cost, before it is started: trainings, GPU-hours and disk. Light: a dry run prints it."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsd.engine.costs import GPUS, Hours, estimated_hours, measured_hours, read_speeds, training_pictures, width
-from tsd.engine.networks import models_path, networks_of
+from tsd.engine.costs import GPUS, Hours, read_speeds, read_workload, training_pictures, width
+from tsd.engine.networks import Network, models_path, networks_of
 from tsd.engine.params import KEPT_CHECKPOINTS, Run, Suite
 from tsd.engine.upcoming import archives_of, format_upcoming, missing_data
 from tsd.files import nearest
@@ -13,6 +13,9 @@ from tsd.report.tables import experiments_of
 
 STATES = {"sgd": 1, "adamw": 2}
 """Tensors of a weight's size that the optimiser keeps."""
+
+Networks = Mapping[str, Network]
+"""By experiment, those that have been counted."""
 
 SHOWN = 4
 """Experiments whose steps are named."""
@@ -42,7 +45,8 @@ def format_budget(suite: Suite, runs: Sequence[Run], shown: dict[str, dict[str, 
         lines.append(f"    {name}: {_number(len(wanted), 'experiment')}{also}; {missing} to be trained")
     if others := [name for name in suite.experiments if name not in counted]:
         lines.append(f"    in no table or curve: {', '.join(others)}")
-    lines += [f"  {line}" for line in (*_hours(suite, runs, todo), *_disk(suite, runs, todo))]
+    networks = networks_of(suite)
+    lines += [f"  {line}" for line in (*_hours(suite, runs, todo, networks), *_disk(suite, runs, todo, networks))]
     return "\n".join(lines)
 
 
@@ -54,7 +58,7 @@ def _trained(run: Run) -> bool:
     return run.checkpoint.exists()
 
 
-def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> list[str]:
+def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run], networks: Networks) -> list[str]:
     """Hours by steps timed here, else by multiply-adds on each kind of GPU, and by the limits of the jobs."""
     count = _number(len(todo), "training")
     if not todo:
@@ -65,9 +69,10 @@ def _hours(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> list[str]:
     each = f"{widths} {what}{plural} each"
     pictures = training_pictures(suite, todo[0].data_digest)
     lines = []
-    if measured := measured_hours(runs, todo, pictures):
+    work = None if pictures is None else read_workload(runs, todo, networks, pictures)
+    if work and (measured := work.measured()):
         lines.append(f"{unit}, {count} on {each}: {_amount(measured.hours)} by steps timed here ({_timed(measured)})")
-    elif suite.resources["gpu"] and (estimated := estimated_hours(todo, pictures, speeds := read_speeds(suite.root))):
+    elif work and suite.resources["gpu"] and (estimated := work.estimated(speeds := read_speeds(suite.root))):
         named = ", ".join(f"{_amount(float(f'{hours:.2g}'))} on {gpu}" for gpu, (hours, _) in estimated.items())
         lines.append(f"{unit}, {count} on {each}: about {named}")
         lines.append(f"  estimated from multiply-adds and {GPUS}, ± {speeds.error:.0%}; nothing was timed here yet")
@@ -112,9 +117,8 @@ def picture_files(suite: Suite) -> int:
     return sum(known[0].pictures.values()) if known else 0
 
 
-def checkpoints_size(suite: Suite, runs: Sequence[Run]) -> float | None:
+def checkpoints_size(runs: Sequence[Run], networks: Networks) -> float | None:
     """GB of the weights that runs leave, and of their states to go on from; None: a network has not been counted."""
-    networks = networks_of(suite)
     if any(run.experiment not in networks for run in runs):
         return None
     states = [STATES[run.settings["schedule"]["optimizer"]] for run in runs]
@@ -127,25 +131,29 @@ def to_count(suite: Suite) -> str:
     return f"tsd inspect --suite {suite.name} --output {models_path(suite)}"
 
 
-def _disk(suite: Suite, runs: Sequence[Run], todo: Sequence[Run]) -> list[str]:
+def still_to_come(suite: Suite, todo: Sequence[Run], networks: Networks) -> tuple[float, float | None]:
+    """GB of data and of checkpoints that trainings to be done will add; None: a network has not been counted."""
+    return sum(data_size(suite)) if missing_data(suite) else 0.0, checkpoints_size(todo, networks)
+
+
+def _disk(suite: Suite, runs: Sequence[Run], todo: Sequence[Run], networks: Networks) -> list[str]:
     lines = []
     if (known := archives_of(suite)) is not None:
         fetched, unpacked = data_size(suite)
         what = "archives, and as much again unpacked" if unpacked else "files and all pictures"
         lines.append(f"disk, data: {fetched:,.{0 if fetched > 10 else 1}f} GB of {what} from {known[0].files_url}")
-    size = checkpoints_size(suite, runs)
+    size = checkpoints_size(runs, networks)
     if size is None:
         return [*lines, f"disk, checkpoints: not known before `{to_count(suite)}`"]
     kept = f"of each run the weights, and its last {KEPT_CHECKPOINTS} states to go on from"
     lines.append(f"disk, checkpoints: {size:,.1f} GB: {kept}")
-    return lines + _lack(suite, todo)
+    return lines + _lack(suite, *still_to_come(suite, todo, networks))
 
 
-def _lack(suite: Suite, todo: Sequence[Run]) -> list[str]:
-    """A line where the free space does not hold what is still to come."""
-    wanted = checkpoints_size(suite, todo) or 0.0
-    data, results = (nearest(suite.root / name) for name in ("data", "results"))
-    if missing_data(suite) and data.stat().st_dev == results.stat().st_dev:
-        wanted += sum(data_size(suite))
+def _lack(suite: Suite, data: float, checkpoints: float | None) -> list[str]:
+    """A line where the free space of results/ does not hold what is still to come there."""
+    places = [nearest(suite.root / name) for name in ("data", "results")]
+    results = places[1]
+    wanted = (checkpoints or 0.0) + (data if len({place.stat().st_dev for place in places}) == 1 else 0.0)
     free = shutil.disk_usage(results).free / 1e9
     return [f"  too little: {wanted:,.0f} GB are still to come, and {free:,.0f} GB are free"] if free < wanted else []

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from tsd.engine.identity import suite_source
-from tsd.engine.networks import Network, networks_of
+from tsd.engine.networks import Network
 from tsd.engine.params import Run, Suite, verified_path
 from tsd.errors import InputError
 from tsd.files import read_json, read_whole_lines, read_yaml
@@ -57,7 +57,7 @@ def read_speeds(root: Path) -> Speeds:
     for key, value in amounts:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
             raise InputError(f"{path}: {key}: expected a number above 0, got {value!r:.40}")
-    return Speeds({str(gpu): float(value) for gpu, value in tflops.items()}, **content)
+    return Speeds({gpu: float(value) for gpu, value in tflops.items()}, **content)
 
 
 def width(run: Run) -> int:
@@ -85,39 +85,52 @@ def training_pictures(suite: Suite, data_digest: str) -> int | None:
     return None
 
 
-def steps_left(run: Run, pictures: int) -> int:
-    """Steps of a training over so many pictures that its log does not have."""
-    schedule = run.settings["schedule"]
-    steps = int(schedule["epochs"]) * math.ceil(pictures / schedule["batch_size"])
-    return max(0, steps - max((step for step, _ in _logged(run)), default=0))
+@dataclass(frozen=True)
+class Progress:
+    """What the log of a training says.
 
-
-def seconds_per_step(run: Run) -> float | None:
-    """What a step of the training took from its log, waiting for data included; None: too little of it is there.
-
-    The median over the log's lines: evaluations and pauses between two jobs do not count.
+    Attributes:
+        steps: that are done.
+        seconds: of a step, waiting for data included; None: too little was logged. The median over the log's lines:
+            evaluations and pauses between two jobs do not count.
+        width: GPUs when they were timed; the suite's resources may have been changed since.
     """
-    pairs = [(a, b) for a, b in pairwise(_logged(run)) if b[0] > a[0] and b[1] > a[1]]
-    return median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) if pairs else None
+
+    steps: int
+    seconds: float | None
+    width: int
+
+
+def progress(run: Run) -> Progress:
+    """How far a training has come, and how fast.
+
+    Raises:
+        InputError: a line of the log that no training wrote; names file and line.
+    """
+    logged = _logged(run)
+    pairs = [(a, b) for a, b in pairwise(logged) if b[0] > a[0] and b[1] > a[1]]
+    seconds = median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) if pairs else None
+    return Progress(max((step for step, _ in logged), default=0), seconds, _width_then(run))
 
 
 def _logged(run: Run) -> list[tuple[int, float]]:
-    """(step, time) of the log's lines.
-
-    Raises:
-        InputError: a line that no training wrote; names file and line.
-    """
+    """(step, time) of the log's lines."""
     path = run.folder / "log.jsonl"
-    if not path.exists():
-        return []
     found = []
     for number, line in enumerate(read_whole_lines(path), start=1):
-        step, time = (line.get(key) if isinstance(line, dict) else None for key in ("step", "time"))
+        step, time = line.get("step"), line.get("time")
         if type(step) is not int or not isinstance(time, int | float) or not math.isfinite(time):
             raise InputError(f"{path}, line {number}: expected a step and a time; remove the line, or the run's folder")
         if "loss" in line:
             found.append((step, float(time)))
     return found
+
+
+def _width_then(run: Run) -> int:
+    path = run.folder / "environment.json"
+    facts = read_json(path) if path.exists() else {}
+    processes = facts.get("processes") if isinstance(facts, dict) else None
+    return processes if type(processes) is int and processes > 0 else width(run)
 
 
 @dataclass(frozen=True)
@@ -135,73 +148,80 @@ class Hours:
     others: int
 
 
-def measured_hours(runs: Sequence[Run], todo: Sequence[Run], pictures: int | None) -> Hours | None:
-    """What trainings will take by steps timed here: an experiment's own, else all that were timed, by multiply-adds.
+@dataclass(frozen=True)
+class Workload:
+    """What the hours of trainings follow from.
+
+    Attributes:
+        todo: trainings to be done.
+        pictures: of an epoch.
+        gmacs: experiment → 10⁹ multiply-adds of a step forward, of those whose networks have been counted.
+        made: (experiment, seed) → what the logs of all trainings say.
+    """
+
+    todo: Sequence[Run]
+    pictures: int
+    gmacs: Mapping[str, float]
+    made: Mapping[tuple[str, int], Progress]
+
+    def measured(self) -> Hours | None:
+        """By steps timed here: an experiment's own, else all that were timed, by multiply-adds; None: none was."""
+        times: dict[str, list[tuple[float, int]]] = {}
+        for (experiment, _), made in self.made.items():
+            if made.seconds is not None:
+                times.setdefault(experiment, []).append((made.seconds, made.width))
+        if not times:
+            return None
+        timed = {name: mean(seconds for seconds, _ in values) for name, values in times.items()}
+        own = {name: mean(seconds * gpus for seconds, gpus in values) for name, values in times.items()}
+        hours = sum(self._steps_left(run) * self._gpu_seconds(run, own) for run in self.todo) / 3600
+        return Hours(hours, timed, sum(run.experiment not in own for run in self.todo))
+
+    def estimated(self, speeds: Speeds) -> dict[str, tuple[float, int]] | None:
+        """GPU → GPU-hours by multiply-adds, and how many trainings rest on the least time of a step.
+
+        None: a network has not been counted.
+        """
+        if any(run.experiment not in self.gmacs for run in self.todo):
+            return None
+        found = {}
+        for gpu, tflops in speeds.tflops.items():
+            hours, least = 0.0, 0
+            for run in self.todo:
+                seconds = FLOPS * self.gmacs[run.experiment] / tflops / 1e3 / width(run)
+                least += seconds < speeds.least_step
+                hours += max(seconds, speeds.least_step) * width(run) * self._steps_left(run) / 3600
+            found[gpu] = hours, least
+        return found
+
+    def _steps_left(self, run: Run) -> int:
+        schedule = run.settings["schedule"]
+        steps = int(schedule["epochs"]) * math.ceil(self.pictures / schedule["batch_size"])
+        return max(0, steps - self.made[run.experiment, run.seed].steps)
+
+    def _gpu_seconds(self, run: Run, own: Mapping[str, float]) -> float:
+        """Of a step: the experiment's own; else as the others', by multiply-adds where all are known."""
+        if run.experiment in own:
+            return own[run.experiment]
+        if run.experiment not in self.gmacs or not own.keys() <= self.gmacs.keys():
+            return mean(own.values())
+        return self.gmacs[run.experiment] * sum(own.values()) / sum(self.gmacs[name] for name in own)
+
+
+def read_workload(runs: Sequence[Run], todo: Sequence[Run], networks: Mapping[str, Network], pictures: int) -> Workload:
+    """What the hours of a suite's trainings follow from; reads the logs of all its runs.
 
     Args:
-        runs: all runs of a suite, in whose logs is looked.
+        runs: all of the suite.
         todo: those to be done.
+        networks: by experiment, those that have been counted.
         pictures: of an epoch.
 
-    Returns:
-        None if no step was timed, or the number of pictures isn't known.
+    Raises:
+        InputError: a log that no training wrote.
     """
-    times: dict[str, list[tuple[float, int]]] = {}
-    for run in runs:
-        if (seconds := seconds_per_step(run)) is not None:
-            times.setdefault(run.experiment, []).append((seconds, _width_then(run)))
-    if not times or pictures is None or not todo:
-        return None
-    networks = networks_of(todo[0].suite)
-    own = {experiment: mean(seconds * gpus for seconds, gpus in values) for experiment, values in times.items()}
-    known = {run.experiment: _gmacs(run, networks) for run in runs}
-    hours = sum(steps_left(run, pictures) * _step(run, own, known) for run in todo) / 3600
-    timed = {experiment: mean(seconds for seconds, _ in values) for experiment, values in times.items()}
-    return Hours(hours, timed, sum(run.experiment not in own for run in todo))
-
-
-def _width_then(run: Run) -> int:
-    """How wide the training was when it was timed: its suite's resources may have been changed since."""
-    path = run.folder / "environment.json"
-    facts = read_json(path) if path.exists() else {}
-    processes = facts.get("processes") if isinstance(facts, dict) else None
-    return processes if type(processes) is int and processes > 0 else width(run)
-
-
-def _step(run: Run, own: Mapping[str, float], known: Mapping[str, float | None]) -> float:
-    """GPU-seconds of a step: the experiment's own; else as the others', by multiply-adds where all are known."""
-    if run.experiment in own:
-        return own[run.experiment]
-    counted = [known[experiment] for experiment in own]
-    mine = known[run.experiment]
-    if mine is None or None in counted:
-        return mean(own.values())
-    return mine * sum(own.values()) / sum(gmacs for gmacs in counted if gmacs is not None)
-
-
-def _gmacs(run: Run, networks: Mapping[str, Network]) -> float | None:
-    """10⁹ multiply-adds of a step forward."""
-    network = networks.get(run.experiment)
-    return None if network is None else network.gmacs(run.settings) * run.settings["schedule"]["batch_size"]
-
-
-def estimated_hours(todo: Sequence[Run], pictures: int | None, speeds: Speeds) -> dict[str, tuple[float, int]] | None:
-    """GPU → GPU-hours of all trainings, by multiply-adds, and how many of them rest on the least time of a step.
-
-    None: a network or the number of pictures isn't known.
-    """
-    if not todo or pictures is None:
-        return None
-    networks = networks_of(todo[0].suite)
-    amounts = [_gmacs(run, networks) for run in todo]
-    if None in amounts:
-        return None
-    found = {}
-    for gpu, tflops in speeds.tflops.items():
-        steps = [FLOPS * (gmacs or 0.0) / tflops / 1e3 / width(run) for run, gmacs in zip(todo, amounts, strict=True)]
-        seconds = [
-            max(step, speeds.least_step) * width(run) * steps_left(run, pictures)
-            for run, step in zip(todo, steps, strict=True)
-        ]
-        found[gpu] = sum(seconds) / 3600, sum(step < speeds.least_step for step in steps)
-    return found
+    counted = {run.experiment: run.settings for run in runs if run.experiment in networks}
+    gmacs = {
+        name: networks[name].gmacs(settings) * settings["schedule"]["batch_size"] for name, settings in counted.items()
+    }
+    return Workload(todo, pictures, gmacs, {(run.experiment, run.seed): progress(run) for run in runs})

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tsd.engine.params import Run
+from tsd.engine.params import Run, check_resources
 from tsd.errors import InputError, WorkError
 
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -78,8 +78,7 @@ def launch(run: Run, arguments: Sequence[str], environment: Mapping[str, str]) -
                 f"{where}: {total} processes are asked for, but the launcher started {environment['WORLD_SIZE']}"
             )
         return None
-    if total % nodes:
-        raise InputError(f"{where}.processes: {total} can't be spread evenly over {nodes} nodes")
+    check_resources(run)
     job = environment.get("SLURM_JOB_ID")
     if nodes > 1 and job is None:
         raise InputError(

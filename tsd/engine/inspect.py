@@ -20,6 +20,7 @@ def inspect_suite(suite: Suite, size: tuple[int, int], proposals: int) -> dict[s
 
     Equal models are counted once.
     """
+    digests = suite.network_digests()
     seen: dict[str, Facts] = {}
     facts = {}
     for experiment in suite.experiments:
@@ -27,7 +28,7 @@ def inspect_suite(suite: Suite, size: tuple[int, int], proposals: int) -> dict[s
         key = json.dumps(config, sort_keys=True, default=str)
         if key not in seen:
             seen[key] = inspect_model(config, size, proposals)
-        facts[experiment] = seen[key] | {"network": suite.network_digest(experiment)}
+        facts[experiment] = seen[key] | {"network": digests[experiment]}
     return facts
 
 

@@ -76,9 +76,8 @@ def judge(suite: Suite, files: Sequence[Path]) -> tuple[list[Judgement], list[st
     reported = load_reported(PARAMS)
     claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
     with_draws = [path for path in files if path.with_suffix(SUFFIX).exists()]
-    for path in files:
-        if path not in with_draws and (own := read_run(path)["suite"]) != suite.name:
-            raise InputError(f"{path}: is of suite {own}, not of {suite.name}")
+    for path in (path for path in files if path not in with_draws):
+        _run_of(suite, path)
     runs = _read(suite, with_draws)
     judgements = [_judge(claim, paper_difference(claim, reported), runs) for claim in claims]
     return judgements, _notes(suite, runs, judgements, len(files) - len(with_draws))
@@ -89,11 +88,9 @@ def _read(suite: Suite, files: Sequence[Path]) -> dict[tuple[str, int], Evidence
     found: dict[tuple[str, int], Evidence] = {}
     first: Evidence | None = None
     for path in files:
-        run = read_run(path)
+        run = _run_of(suite, path)
         own = Evidence(path, run, draws_beside(path))
         first = first or own
-        if run["suite"] != suite.name:
-            raise InputError(f"{path}: of suite {run['suite']}; expected {suite.name}")
         if own.key in found:
             raise InputError(f"{path}: the same experiment and seed as {found[own.key].path}; remove one of them")
         for name in ("data_digest", "test_digest"):
@@ -109,6 +106,14 @@ def _read(suite: Suite, files: Sequence[Path]) -> dict[tuple[str, int], Evidence
             raise InputError(f"{few}; an interval of 95 % takes {LEAST_DRAWS} at least")
         found[own.key] = own
     return found
+
+
+def _run_of(suite: Suite, path: Path) -> dict[str, Any]:
+    """What a metrics file says of its run, which must be one of the suite."""
+    run = read_run(path)
+    if run["suite"] != suite.name:
+        raise InputError(f"{path}: of suite {run['suite']}; expected {suite.name}")
+    return run
 
 
 def _judge(claim: Claim, paper: float | None, runs: dict[tuple[str, int], Evidence]) -> Judgement:

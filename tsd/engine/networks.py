@@ -62,9 +62,9 @@ def networks_of(suite: Suite) -> dict[str, Network]:
     """
     recorded = {network: numbers for network, (numbers, _) in _numbers(suite.root / RECORD).items()}
     own = _own(models_path(suite))
-    digests = {experiment: suite.network_digest(experiment) for experiment in suite.experiments}
     known = {
-        experiment: own.get((experiment, digest)) or recorded.get(digest) for experiment, digest in digests.items()
+        experiment: own.get((experiment, digest)) or recorded.get(digest)
+        for experiment, digest in suite.network_digests().items()
     }
     return {experiment: network for experiment, network in known.items() if network is not None}
 
@@ -82,10 +82,11 @@ def record(suite: Suite, facts: Mapping[str, Mapping[str, Any]], path: Path = RE
         InputError: the record is broken; names the line.
     """
     _numbers(path)
-    rows = [row for row in _rows(path) if row[1] != suite.name] if path.exists() else []
+    rows = [row for row in _rows(path) if row[1] != suite.name]
+    digests = suite.network_digests()
     for experiment, entry in facts.items():
         numbers = [f"{number:.3f}" for number in astuple(network_of(entry))]
-        rows.append([suite.network_digest(experiment), suite.name, experiment, *numbers])
+        rows.append([digests[experiment], suite.name, experiment, *numbers])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *sorted(rows, key=lambda row: row[1])])
     write_text(path, text.getvalue())
@@ -111,7 +112,7 @@ def _own(path: Path) -> dict[tuple[str, str], Network]:
 def _numbers(path: Path) -> dict[str, tuple[Network, int]]:
     """Network → its numbers, and the line that they are in."""
     found: dict[str, tuple[Network, int]] = {}
-    for line, row in enumerate(_rows(path) if path.exists() else [], start=2):
+    for line, row in enumerate(_rows(path), start=2):
         try:
             numbers = [float(cell) for cell in row[3:]]
         except ValueError:
@@ -132,6 +133,9 @@ def _is_amount(number: float) -> bool:
 
 
 def _rows(path: Path) -> list[list[str]]:
+    """The record's rows but its first; none if there is no record."""
+    if not path.exists():
+        return []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))

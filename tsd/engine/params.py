@@ -151,11 +151,15 @@ class Suite:
         data = {key: value for key, value in self.data.items() if key not in made_of}
         return _hash([self.settings, self.recipe, data, tsd.REVISION])
 
-    def network_digest(self, experiment: str) -> str:
-        """Hash of what determines how large an experiment's network is and how much it computes for a picture."""
+    def network_digests(self) -> dict[str, str]:
+        """Experiment → hash of what determines how large its network is and how much it computes for a picture."""
         about = ("title", "test", "schedule", "input", "train_data")
-        settings = {key: value for key, value in self.settings[experiment].items() if key not in about}
-        return _hash([settings, self.num_classes, self.recipe, tsd.REVISION])
+        classes = self.num_classes  # of data of one's own its annotation file is read for it
+        found = {}
+        for experiment in self.experiments:
+            settings = {key: value for key, value in self.settings[experiment].items() if key not in about}
+            found[experiment] = _hash([settings, classes, self.recipe, tsd.REVISION])
+        return found
 
     @property
     def sampling_digest(self) -> str:
@@ -391,10 +395,10 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
                 f"{suite_file}: experiment_resources.{experiment}: the suite has no such experiment"
                 f"{_hint(experiment, settings)}"
             )
-    for experiment in settings:
-        _check_resources(suite, experiment, f"{suite_file}: {_asker(suite, experiment)}")
     for experiment, own in settings.items():
-        size, processes = own["schedule"]["batch_size"], Run(suite, experiment, 0, "").processes
+        run = Run(suite, experiment, 0, "")
+        check_resources(run)
+        size, processes = own["schedule"]["batch_size"], run.processes
         if size % processes:
             raise ParamsError(
                 f"{suite_file}: {experiment}: schedule.batch_size: {size} pictures a step can't be spread evenly over "
@@ -403,20 +407,22 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
     return suite
 
 
-def _asker(suite: Suite, experiment: str) -> str:
-    return f"experiment_resources.{experiment}" if experiment in suite.experiment_resources else "resources"
+def check_resources(run: Run) -> None:
+    """Refuse what no scheduler could give: GPUs and processes are spread evenly over the nodes.
 
-
-def _check_resources(suite: Suite, experiment: str, where: str) -> None:
-    """What a scheduler could not give, or ``tsd train`` would refuse in its job."""
-    asked = suite.resources_of(experiment)
-    gpus, nodes, processes = asked["gpu"], asked["nodes"], Run(suite, experiment, 0, "").processes
+    Raises:
+        ParamsError: names the key.
+    """
+    suite, asked = run.suite, run.resources
+    key = f"experiment_resources.{run.experiment}" if run.experiment in suite.experiment_resources else "resources"
+    gpus, nodes = asked["gpu"], asked["nodes"]
     if nodes > 1 and (gpus % nodes or not gpus):
-        raise ParamsError(
-            f"{where}: gpu: {gpus} can't be spread evenly over {nodes} nodes; expected a multiple of nodes"
-        )
-    if processes % nodes:
-        raise ParamsError(f"{where}: processes: {processes} can't be spread evenly over {nodes} nodes")
+        wrong = f"gpu: {gpus} can't be spread evenly over {nodes} nodes; expected a multiple of nodes"
+    elif run.processes % nodes:
+        wrong = f"processes: {run.processes} can't be spread evenly over {nodes} nodes"
+    else:
+        return
+    raise ParamsError(f"params/suites/{suite.name}.yaml: {key}: {wrong}")
 
 
 def _lineage(book: dict[str, Settings], name: str, file: Path) -> list[Settings]:

@@ -153,8 +153,8 @@ def pending_since(folder: Path) -> int | None:
 
 def settle(folder: Path) -> None:
     """Remove the note, unless the run is being trained: then its files are ahead again soon."""
-    status = read_status(folder)
     with suppress(OSError):
+        status = read_status(folder)
         if status is None or status["status"] != "RUNNING":
             (folder / PENDING).unlink(missing_ok=True)
 

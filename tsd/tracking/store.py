@@ -1,17 +1,16 @@
 """Where MLflow keeps the runs: the store, its experiments, and the views that a person opens."""
 
-import fcntl
 import ipaddress
 import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tsd.errors import InputError
+from tsd.files import atomic_path, exclusive
 
 KEY = "tsd.key"
 """Tag that identifies a run: suite/experiment/digest/seed<k>."""
@@ -38,11 +37,12 @@ def tracking_uri(root: Path) -> str:
         InputError: a file store, which MLflow no longer takes, or something that is no store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and (name := uri.removeprefix("sqlite:///")) and (root / name).is_dir():
+    path = _file_of(uri)
+    if path is not None and (root / path).is_dir():
         raise InputError(
             f"MLFLOW_TRACKING_URI={without_password(uri)}: is a folder; name a file in it: {uri}/mlflow.db"
         )
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+    if path is not None and not path.is_absolute():
         return f"sqlite:///{(root / uri.removeprefix('sqlite:///')).resolve()}"
     if "://" not in uri or uri.startswith("file:"):
         raise InputError(
@@ -56,6 +56,12 @@ def tracking_uri(root: Path) -> str:
             f"{without_password(scheme)!r}"
         )
     return uri
+
+
+def _file_of(uri: str) -> Path | None:
+    """A sqlite store's file; None for any other store, and where none is named."""
+    name = uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else ""
+    return Path(name) if name else None
 
 
 def without_password(uri: str) -> str:
@@ -126,7 +132,7 @@ def find_run(uri: str, suite: str, key: str) -> str | None:
     Raises:
         Exception: whatever MLflow raises where its server can't be reached.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (path := _file_of(uri)) is not None and not path.exists():
         return None
     client = connect(uri)
     experiment = client.get_experiment_by_name(f"tsd-{suite}")
@@ -180,8 +186,8 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
-    if uri.startswith("sqlite:///"):
-        _make_file(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+    if (path := _file_of(uri)) is not None:
+        _make_file(path)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -195,19 +201,13 @@ def _make_file(path: Path) -> None:
 
     if path.exists() or not path.parent.is_dir():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(path.with_name(f".{path.name}.lock"), None):
         if path.exists():
             return
-        for rest in path.parent.glob(f".{path.name}.*.tmp*"):  # of one that was killed
+        for rest in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}*"):  # of one that was killed
             rest.unlink(missing_ok=True)
-        try:
+        with atomic_path(path) as temporary:
             MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def experiment_id(client: Any, name: str, root: Path, uri: str) -> str:

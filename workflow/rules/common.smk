@@ -13,7 +13,6 @@ from snakemake.exceptions import WorkflowError
 from tsd.engine.budget import format_budget
 from tsd.engine.identity import ABSENT, absence, data_digest
 from tsd.engine.params import (
-    existing_metrics,
     get_run,
     get_runs,
     load_suite,
@@ -92,13 +91,11 @@ def wanted_metrics(wildcards):
     if "all" in targets:
         return all_metrics(wildcards)
     named = targets & set(TABLES)
-    wanted = set(
-        metrics_of({name for table in named for name in experiments_of(TABLES[table])})
-    )
-    runs = current_runs() if named else RUNS
-    existing = set(map(str, existing_metrics(runs)))
+    wanted = {name for table in named for name in experiments_of(TABLES[table])}
     return [
-        path for run in runs if (path := str(run.metrics_file)) in wanted | existing
+        str(run.metrics_file)
+        for run in (current_runs() if named else RUNS)
+        if run.experiment in wanted or run.metrics_file.exists()
     ]
 
 
