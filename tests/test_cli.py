@@ -4,11 +4,17 @@ import fcntl
 import json
 
 import pytest
+import yaml
 
 from tests.conftest import tsd
 from tsd.cli import main
 from tsd.engine.identity import data_digest
-from tsd.engine.params import get_runs, load_suite
+from tsd.engine.params import get_run, get_runs, load_suite
+
+
+def run_of(experiment):
+    suite = load_suite("tiny")
+    return get_run(suite, experiment, 0, data_digest(suite))
 
 
 def test_help_names_every_verb(capsys):
@@ -132,7 +138,9 @@ def test_predictions_that_are_not_the_runs_own_need_a_place_of_their_own(project
 
 
 def test_prune_leaves_a_run_that_is_being_trained_and_what_is_no_run(project, capsys):
-    folder = project / "results/tiny/runs/baseline" / ("0" * 12)
+    current = run_of("baseline").folder
+    current.mkdir(parents=True)
+    folder = current.parents[1] / ("0" * 12)
     for name in ("seed0", "seed1", "seed_notes"):
         (folder / name).mkdir(parents=True)
         (folder / name / "log.jsonl").touch()
@@ -143,6 +151,45 @@ def test_prune_leaves_a_run_that_is_being_trained_and_what_is_no_run(project, ca
     assert sorted(path.name for path in folder.iterdir()) == ["seed1", "seed_notes"]
     assert main(["prune", "--suite", "tiny", "--yes"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["seed_notes"]
+    assert current.exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "outs:"])
+def test_without_its_pin_nothing_of_a_suite_is_removed_planned_or_verified(project, capsys, text):
+    folder = run_of("baseline").folder
+    folder.mkdir(parents=True)
+    (project / "data.dvc").unlink()
+    if text is not None:
+        (project / "data.dvc").write_text(text)
+    for words in (["prune", "--yes"], ["data", "verify"], ["explain"]):
+        assert main([*words, "--suite", "tiny"]) == 2
+        assert "data.dvc: " in capsys.readouterr().err
+    assert folder.exists()
+
+
+def test_prune_removes_all_runs_only_by_name(project, capsys):
+    """An edit of the defaults makes every run stale: perhaps it was a slip."""
+    folders = [run_of(name).folder for name in ("baseline", "tsd_pc")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    published = run_of("baseline").metrics_file
+    published.parent.mkdir(parents=True)
+    published.write_text("{}")
+    suite = project / "params/suites/tiny.yaml"
+    content = yaml.safe_load(suite.read_text())
+    content["override"]["schedule"]["lr"] = 0.5
+    suite.write_text(yaml.safe_dump(content))
+    paths = [*map(str, sorted(folders)), str(published)]
+    assert main(["prune", "--suite", "tiny", "--yes"]) == 2
+    said = capsys.readouterr()
+    assert said.out.split() == paths
+    assert "these are all runs and all published metrics of suite tiny: nothing is removed" in said.err
+    assert main(["prune", "--suite", "tiny", "--yes", paths[0], "results/tiny/runs/baseline"]) == 2
+    assert "results/tiny/runs/baseline: not among" in capsys.readouterr().err
+    assert all((project / path).exists() for path in paths)
+    assert main(["prune", "--suite", "tiny", paths[0]]) == 2
+    assert main(["prune", "--suite", "tiny", "--yes", *paths]) == 0
+    assert not any((project / path).exists() for path in paths)
 
 
 def test_prune_removes_nothing_while_the_data_is_away(project, capsys):

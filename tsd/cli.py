@@ -534,24 +534,18 @@ def _report_reproduction(published: Any, found: Any, run: Any, output: Path | No
 
 
 def _prune(args: Args) -> int:
-    from tsd.engine.results import stale_runs
-    from tsd.engine.train import is_training
+    from tsd.engine.prune import find_stale, prune
 
-    stale = stale_runs(_suite(args))
-    for folder in stale:
-        print(folder)
+    if args.paths and not args.yes:
+        raise InputError("tsd prune: paths are named for --yes, which removes them")
+    suite = _suite(args)
+    paths = args.paths or find_stale(suite).paths
+    for path in paths:
+        print(path)
     if args.yes:
-        import shutil
-
-        for path in stale:
-            if is_training(path):
-                print(f"{path}: left, a process is training this run", file=sys.stderr)
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    elif stale:
-        print("listed only; --yes removes them", file=sys.stderr)
+        prune(suite, args.paths)
+    else:
+        print("listed only; --yes removes them" if paths else "nothing to prune", file=sys.stderr)
     return 0
 
 
@@ -933,6 +927,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "prune", _prune, "list the runs that today's params no longer resolve to")
     _suite_option(verb)
     verb.add_argument("--yes", action="store_true", help="remove them")
+    verb.add_argument("paths", type=Path, nargs="*", help="with --yes: only these of them; needed to remove every run")
 
     verb = _add(
         verbs, "doctor", _doctor, "say whether this machine can do a suite's work, and what to do where it can't"

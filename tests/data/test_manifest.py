@@ -169,14 +169,32 @@ def test_a_folder_of_ones_own_must_be_whole(scenes):
 
 def test_the_pin_is_read_from_a_dvc_file(tmp_path):
     dvc = tmp_path / "data.dvc"
-    assert pinned_md5(dvc, "data/a.json") is None
-    dvc.write_text("outs:\n- md5: 0123abcd\n  size: 5\n  hash: md5\n  path: data/a.json\n")
-    assert pinned_md5(dvc, "data/a.json") == "0123abcd"
+    md5 = "0123abcd" * 4
+    entry = f"- md5: {md5}\n  size: 5\n  hash: md5\n  path: data/a.json\n"
+    dvc.write_text(f"outs:\n{entry}")
+    assert pinned_md5(dvc, "data/a.json") == md5
     assert pinned_md5(dvc, "data/b.json") is None
-    for text in ("outs: []", "outs:", ""):
+    dvc.write_text("outs: []")
+    assert pinned_md5(dvc, "data/a.json") is None
+    dvc.write_text(f"outs:\n{entry}{entry}")
+    with pytest.raises(InputError, match="listed twice"):
+        pinned_md5(dvc, "data/a.json")
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "outs:", "outs: [", "- 1", "outs: {a: 1}", "outs: [1]", "outs: [{md5: 1}]", "\x00"]
+)
+def test_a_pin_that_cant_be_read_is_no_pin_that_is_not_there(tmp_path, text):
+    dvc = tmp_path / "data.dvc"
+    if text is not None:
         dvc.write_text(text)
-        assert pinned_md5(dvc, "data/a.json") is None
-    for text in ("outs: [", "- 1", "outs: {a: 1}", "outs: [1]"):
-        dvc.write_text(text)
-        with pytest.raises(InputError, match=r"data\.dvc"):
-            pinned_md5(dvc, "data/a.json")
+    with pytest.raises(InputError, match=r"(?s)data\.dvc: .*pins the data.*git checkout"):
+        pinned_md5(dvc, "data/a.json")
+
+
+@pytest.mark.parametrize("md5", ["", "md5: null,", "md5: 12,", "md5: xyz,"])
+def test_a_pin_without_its_digest_is_an_error(tmp_path, md5):
+    dvc = tmp_path / "data.dvc"
+    dvc.write_text(f"outs: [{{{md5} path: data/a.json}}]")
+    with pytest.raises(InputError, match=r"data\.dvc: outs: md5 of data/a\.json: expected 32"):
+        pinned_md5(dvc, "data/a.json")

@@ -3,21 +3,22 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tsd.errors import InputError
-from tsd.files import read_json
+from tsd.files import read_json, read_yaml
 
 MANIFEST = "manifest.json"
 
 END = 1024
 """Zero bytes at the end of every whole tar archive."""
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 Manifest = dict[str, Any]
 
@@ -188,21 +189,28 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def pinned_md5(dvc_file: Path, path: str) -> str | None:
-    """MD5 that a DVC file gives for one of its outs, None if it has no such file or out.
+    """MD5 that a DVC file gives for one of its outs; None if that out is not listed.
 
     Raises:
-        InputError: the DVC file is not YAML, or has no list of outs.
+        InputError: there is no such file, or it has no list of outs with an MD5 each: what it pinned is not known.
     """
-    if not dvc_file.is_file():
-        return None
     try:
-        content = yaml.safe_load(dvc_file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{dvc_file}: not valid YAML: {error}") from None
-    outs = content.get("outs") or [] if isinstance(content, dict) else None
-    if not isinstance(outs, list) or not all(isinstance(out, dict) for out in outs):
-        raise InputError(f"{dvc_file}: expected a list `outs` of entries with `path` and `md5`")
-    return next((out.get("md5") for out in outs if out.get("path") == path), None)
+        content = read_yaml(dvc_file)
+    except InputError as error:
+        raise InputError(f"{error}; it pins the data: `git checkout {dvc_file}` restores it") from None
+    outs = content.get("outs") if isinstance(content, dict) else None
+    if not isinstance(outs, list) or not all(isinstance(out, dict) and "path" in out for out in outs):
+        raise InputError(
+            f"{dvc_file}: expected a list `outs` of entries with `path` and `md5`: it pins the data; "
+            f"`git checkout {dvc_file}` restores it, `outs: []` pins nothing"
+        )
+    found = [out.get("md5") for out in outs if out["path"] == path]
+    for value in found:
+        if not isinstance(value, str) or not _MD5.fullmatch(value):
+            raise InputError(f"{dvc_file}: outs: md5 of {path}: expected 32 hexadecimal digits, got {value!r}")
+    if len(found) > 1:
+        raise InputError(f"{dvc_file}: outs: {path} is listed twice")
+    return found[0] if found else None
 
 
 def digest(path: Path, name: str = "sha256") -> str:

@@ -1,8 +1,6 @@
 """From the metrics of a suite's runs to its tables and figures, and what is known of the runs themselves."""
 
 import json
-import re
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from tsd.engine.identity import ABSENT, data_digest
+from tsd.engine.identity import data_digest
 from tsd.engine.judge import intervals, judge
 from tsd.engine.params import Run, Suite, existing_metrics, get_runs, load_suite
 from tsd.errors import InputError
-from tsd.evaluation.draws import SUFFIX
 from tsd.files import read_json, write_json, write_text
 from tsd.report import results_page, tables
 from tsd.report.page import Picture, page, report
@@ -336,34 +333,3 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def stale_runs(suite: Suite) -> list[Path]:
-    """Run folders and published metrics of the suite that today's params no longer resolve to.
-
-    Raises:
-        InputError: the suite's data is away, so that nobody can tell which runs are of it.
-    """
-    digest = data_digest(suite)
-    if digest == ABSENT:
-        raise InputError(
-            f"{suite.split('train')[0]}: no such file; without the data it can't be told which runs are of it, and "
-            "nothing is removed"
-        )
-    runs = get_runs(suite, digest)
-    current = {run.folder for run in runs}
-    found = sorted(
-        path
-        for path in Path("results", suite.name, "runs").glob("*/*/seed*")
-        if re.fullmatch(r"seed\d+", path.name) and not path.parents[1].is_symlink()
-    )
-    stale = [folder for folder in found if folder not in current]
-    for run in runs:
-        evaluations = sorted((run.folder / "eval").glob("*"))
-        stale += [folder for folder in evaluations if folder != run.eval_folder]
-    published = {path for run in runs for path in (run.metrics_file, run.draws_file)}
-    metrics = Path("results", suite.name, "metrics")
-    stale += [path for path in sorted([*metrics.glob("*.json"), *metrics.glob(f"*{SUFFIX}")]) if path not in published]
-    if not stale:
-        print("nothing to prune", file=sys.stderr)
-    return stale

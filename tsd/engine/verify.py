@@ -43,6 +43,7 @@ def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object
 
 
 def _verify_generated(suite: Suite, manifest: Path) -> None:
+    pin = pinned(suite)
     if not manifest.exists():
         raise InputError(f"{manifest}: no such file; `make data` makes it, `dvc pull data.dvc` fetches it")
     from tsd.data.generate import SceneSpec
@@ -57,6 +58,6 @@ def _verify_generated(suite: Suite, manifest: Path) -> None:
     folder = manifest.parent
     if not (folder / "train").is_dir() or not (folder / "val").is_dir():
         unpack(folder / "pictures.tar", folder)
-    problems = verify(manifest, pinned(suite))
+    problems = verify(manifest, pin)
     if problems:
         raise InputError("\n".join(problems))
