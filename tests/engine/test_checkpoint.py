@@ -60,6 +60,76 @@ def test_a_truncated_file_is_refused(tmp_path):
         checkpoint.load(tmp_path / "none.pth")
 
 
+def test_a_flipped_bit_of_a_tensor_is_found(tmp_path):
+    """torch itself loads such a file, with another value in it."""
+    path = tmp_path / "a.pth"
+    weight = torch.arange(1000, dtype=torch.float32)
+    checkpoint.save(path, {"state_dict": {"weight": weight}})
+    content = path.read_bytes()
+    place = content.index(weight.numpy().tobytes()[400:800])
+    damaged = content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :]
+    path.write_bytes(damaged)
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["weight"], weight)
+    for load in (checkpoint.load, lambda name: checkpoint.loads(damaged, name)):
+        with pytest.raises(CheckpointError, match=r"a\.pth: damaged: the checksum of .*data/0"):
+            load(path)
+    assert torch.equal(checkpoint.loads(content, path)["state_dict"]["weight"], weight)
+
+
+def test_no_flipped_bit_gives_other_weights(tmp_path):
+    path = tmp_path / "a.pth"
+    state = nn.Linear(6, 6).state_dict()
+    checkpoint.save(path, {"state_dict": state, "meta": {"iter": 1}})
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            found = checkpoint.load(path)
+        except CheckpointError:
+            refused += 1
+            continue
+        assert found["meta"] == {"iter": 1}
+        assert all(torch.equal(found["state_dict"][key], state[key]) for key in state)
+    assert refused > 100
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"state_dict": {"weight": torch.zeros(2, 2), "bias": torch.tensor([0.0, float("nan")])}})
+    with pytest.raises(CheckpointError, match=r"a\.pth: bias: holds values that are not finite"):
+        checkpoint.load_model(nn.Linear(2, 2), path)
+
+
+RUN = {"suite": "demo", "experiment": "tsd", "seed": 0, "digest": "0" * 12, "data_digest": "1" * 12}
+
+
+@pytest.mark.parametrize("key", RUN)
+def test_another_runs_weights_are_refused(tmp_path, key, capsys):
+    path = tmp_path / "a.pth"
+    state = nn.Linear(2, 2).state_dict()
+    other = RUN | {key: 7 if key == "seed" else "other"}
+    checkpoint.save(path, {"state_dict": state, "meta": {"run": other}})
+    with pytest.raises(CheckpointError, match=r"a\.pth: is of the run .*; expected demo/tsd/000000000000/seed0"):
+        checkpoint.load_model(nn.Linear(2, 2), path, RUN)
+    checkpoint.load_model(nn.Linear(2, 2), path)  # where any weights are asked for
+    checkpoint.save(path, {"state_dict": state, "meta": {"run": dict(reversed(RUN.items()))}})
+    checkpoint.load_model(nn.Linear(2, 2), path, RUN)
+    assert capsys.readouterr().err == ""
+    checkpoint.save(path, {"state_dict": state})
+    checkpoint.load_model(nn.Linear(2, 2), path, RUN)
+    assert "a.pth: does not say of which run it is" in capsys.readouterr().err
+
+
+def test_weights_for_other_classes_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    for said, word in ((["dog", "cat"], "class 0 is 'dog'; expected 'cat'"), (["cat"], "1 classes; expected 2")):
+        with pytest.raises(CheckpointError, match=f"was trained on other classes: {word}"):
+            checkpoint.check_classes({"dataset_meta": {"classes": said}}, ("cat", "dog"), path)
+    checkpoint.check_classes({"dataset_meta": {"classes": ["cat", "dog"]}}, ("cat", "dog"), path)
+    checkpoint.check_classes({}, ("cat", "dog"), path)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / "a.pth"
     checkpoint.save(path, {"state_dict": {}, "meta": {"iter": 1}})

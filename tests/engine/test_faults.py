@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import forking, tsd
 from tests.engine.test_launch import prepared, project_with, start, wait_for_step  # noqa: F401  (a fixture)
@@ -115,6 +116,37 @@ def test_a_full_disk_leaves_no_part_of_predictions_metrics_and_tables(trained, t
         done = tsd(*command)
         assert done.returncode == 0, done.stderr[-2000:]
         assert (folder / what).exists()
+
+
+def edited(path, **run):
+    content = torch.load(path, weights_only=True)
+    content["meta"]["run"] |= run
+    torch.save(content, path)
+
+
+def test_a_checkpoint_of_another_run_is_neither_resumed_nor_judged(trained, tmp_path, monkeypatch):
+    project = shutil.copytree(trained, tmp_path / "project")
+    monkeypatch.chdir(project)
+    (folder,) = project.glob("results/tiny/runs/tsd_pc/*/seed0")
+    meta = checkpoint.load(folder / "checkpoint.pth")["meta"]
+    assert meta["run"]["experiment"] == "tsd_pc"
+    assert meta["run"]["digest"] == folder.parent.name
+    command = ("--suite", "tiny", "--experiment", "tsd_pc")
+    edited(folder / "checkpoint.pth", seed=1)
+    for words in (
+        command,
+        (*command, "--checkpoint", folder / "checkpoint.pth", "--output", "few.json", "--limit", "2"),
+    ):
+        done = tsd("predict", *words)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "checkpoint.pth: is of the run tiny/tsd_pc/" in done.stderr
+    newest = next(checkpoint.steps(folder / "checkpoints"))[1]
+    edited(newest, experiment="baseline")
+    (folder / "checkpoint.pth").unlink()
+    done = tsd("train", *command, "--no-mlflow")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"{newest.name}: is of the run tiny/baseline/" in done.stderr
+    assert not (folder / "checkpoint.pth").exists()
 
 
 JUMPS = """

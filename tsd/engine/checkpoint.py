@@ -7,7 +7,8 @@ carries; nothing in this package uses it.
 import io
 import re
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     """Read a checkpoint without running anything that it carries.
 
     Raises:
-        CheckpointError: missing or truncated file, a file that holds more than tensors and plain types,
-            or one without a ``state_dict``.
+        CheckpointError: missing or truncated file, one whose content is not what was written, or that holds more than
+            tensors and plain types.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,6 +64,9 @@ def loads(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def _load(source: Path | io.BytesIO, path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    _check_sums(source, path)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     try:
         content = torch.load(source, map_location=map_location, weights_only=True)
     except Exception as error:
@@ -75,6 +79,29 @@ def _load(source: Path | io.BytesIO, path: Path, map_location: str | torch.devic
     return content
 
 
+def _check_sums(source: Path | io.BytesIO, path: Path) -> None:
+    """Compare the checksum of every record: ``torch.save`` writes one for each tensor, ``torch.load`` does not look.
+
+    Files from before PyTorch 1.6 are no archives and have none.
+
+    Raises:
+        CheckpointError: a bit of a tensor is not as it was written.
+    """
+    if not zipfile.is_zipfile(source):
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged header shows as whatever its reader stumbles over
+        raise CheckpointError(
+            f"{path}: refused: not a whole checkpoint ({str(error) or type(error).__name__})"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path}: damaged: the checksum of {damaged} in it is another; restore or remove the file"
+        )
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically and read it back under the strict loader's rules before it counts."""
     with atomic_path(path) as temporary:
@@ -84,18 +111,66 @@ def save(path: Path, content: dict[str, Any]) -> None:
         load(temporary)
 
 
-def load_model(model: nn.Module, path: Path) -> dict[str, Any]:
+def load_model(model: nn.Module, path: Path, of: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Load a run's weights; every key must fit. Returns the checkpoint's ``meta``.
 
+    Args:
+        model: what gets them; stays as it was on any error but of a key.
+        path: the checkpoint.
+        of: what the checkpoint must say of its run, see :attr:`tsd.engine.params.Run.identity`; None: any run's.
+
     Raises:
-        CheckpointError: any missing, unexpected or misshapen key.
+        CheckpointError: another run's; values that are not finite; any missing, unexpected or misshapen key.
     """
     content = load(path)
-    report = fit(model, _state_dict(content, path))
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    if of is not None:
+        check_run(meta, of, path)
+    state = _state_dict(content, path)
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: {key}: holds values that are not finite: no weights of a trained network")
+    report = fit(model, state)
     if report.missing or report.unexpected or report.misshapen:
         raise CheckpointError(f"{path}: does not fit the model: {report}")
-    meta = content.get("meta", {})
-    return meta if isinstance(meta, dict) else {}
+    return meta
+
+
+def check_run(meta: Mapping[str, Any], of: Mapping[str, Any], path: Path) -> None:
+    """Compare what a checkpoint says of its run. One that says nothing, from before it was written, is only named.
+
+    Raises:
+        CheckpointError: it is another run's.
+    """
+    said = meta.get("run")
+    if said is None:
+        print(f"{path}: does not say of which run it is; taken for this one's", file=sys.stderr)
+    elif said != of:
+        raise CheckpointError(f"{path}: is of the run {_named(said)}; expected {_named(of)}")
+
+
+def check_classes(meta: Mapping[str, Any], classes: Sequence[str], path: Path) -> None:
+    """Compare the classes that a checkpoint says it was trained on, if it does.
+
+    Raises:
+        CheckpointError: others, or in another order.
+    """
+    described = meta.get("dataset_meta")
+    said = described.get("classes") if isinstance(described, dict) else None
+    if said is None or list(said) == list(classes):
+        return
+    place = next((i for i, (one, other) in enumerate(zip(said, classes, strict=False)) if one != other), None)
+    what = f"{len(said)} classes" if place is None else f"class {place} is {said[place]!r}"
+    expected = f"{len(classes)}" if place is None else f"{classes[place]!r}"
+    raise CheckpointError(f"{path}: was trained on other classes: {what}; expected {expected}")
+
+
+def _named(run: Any) -> str:
+    """``suite/experiment/digest/seed0``."""
+    if not isinstance(run, Mapping):
+        return repr(run)[:100]
+    return "/".join(str(run.get(key)) for key in ("suite", "experiment", "digest")) + f"/seed{run.get('seed')}"
 
 
 def fit(module: nn.Module, state: dict[str, torch.Tensor]) -> KeyReport:

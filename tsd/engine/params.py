@@ -255,6 +255,14 @@ class Run:
         return f"{self.suite.name}/{self.experiment}/{self.digest}/seed{self.seed}"
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What its checkpoints say of it."""
+        keys = ("suite", "experiment", "seed", "digest", "data_digest")
+        return dict(
+            zip(keys, (self.suite.name, self.experiment, self.seed, self.digest, self.data_digest), strict=True)
+        )
+
+    @property
     def metrics_file(self) -> Path:
         """The published copy of the run's metrics, which tables read and DVC versions."""
         name = f"{self.experiment}-seed{self.seed}-{self.digest}-{self.test_digest}.json"

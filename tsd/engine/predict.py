@@ -118,7 +118,8 @@ def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
     """The detector of a config with its weights, ready to predict, on a GPU if the run asks for one.
 
     Raises:
-        InputError: an unusable checkpoint, or no GPU where one is asked for.
+        InputError: an unusable checkpoint, the run's own that is another run's, one of other classes, or no GPU where
+            one is asked for.
     """
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
@@ -128,7 +129,9 @@ def load_detector(run: Run, config: Any, checkpoint_path: Path) -> Any:
     set_up(run)
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
-    checkpoint.load_model(model, checkpoint_path)
+    own = checkpoint_path.resolve() == run.checkpoint.resolve()
+    meta = checkpoint.load_model(model, checkpoint_path, run.identity if own else None)
+    checkpoint.check_classes(meta, config.train_dataloader.dataset.dataset.metainfo.classes, checkpoint_path)
     return model.to("cuda" if run.on_gpu else "cpu").eval()
 
 

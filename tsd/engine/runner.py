@@ -45,6 +45,9 @@ class StrictRunner(Runner):
     pretrained_sha256: str | None = None
     """Of the file of ImageNet weights that the training started from, resumed or not."""
 
+    identity: dict[str, Any] | None = None
+    """Which run it is (``Run.identity``): its checkpoints say so, and one that is resumed must."""
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """As mmengine's; but where there is no GPU, DDP is not told to use one."""
         if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
@@ -81,11 +84,11 @@ class StrictRunner(Runner):
         """Continue a training from a checkpoint written by :meth:`save_training_state`.
 
         Raises:
-            CheckpointError: the file can't be trusted or belongs to another model.
+            CheckpointError: the file can't be trusted or belongs to another run.
         """
         path = Path(filename)
         content = checkpoint.load(path)
-        checkpoint.load_model(self._bare_model, path)
+        checkpoint.load_model(self._bare_model, path, self.identity)
         self.pretrained_sha256 = content["meta"].get("pretrained_sha256")
         self.train_loop._epoch = content["meta"]["epoch"]
         self.train_loop._iter = content["meta"]["iter"]
@@ -124,6 +127,8 @@ class StrictRunner(Runner):
         """Weights and what they are, as plain data."""
         state = {key: value.detach().cpu() for key, value in self._bare_model.state_dict().items()}
         meta = {"epoch": epoch, "iter": step, "seed": self.seed, "config": self._config_text}
+        if self.identity:
+            meta["run"] = self.identity
         if self.pretrained_sha256:
             meta["pretrained_sha256"] = self.pretrained_sha256
         classes = self.cfg.train_dataloader.dataset.dataset.metainfo.classes

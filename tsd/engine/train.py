@@ -159,6 +159,7 @@ def _train_in_group(
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
         print(f"GPU {devices} of Slurm job {os.environ['SLURM_JOB_ID']}", file=sys.stderr)
     runner = StrictRunner.from_cfg(config)
+    runner.identity = run.identity
     title = f"{run.experiment} seed{run.seed}"
 
     def saved(_: int) -> None:
