@@ -17,11 +17,15 @@ from typing import Any
 
 from tsd import __version__
 from tsd.errors import InputError, WorkError
+from tsd.outputs import Writes, check_output
 
 Args = argparse.Namespace
 
 EVIDENCE = Path("benchmarks/evidence")
 """Published metrics, a folder for each suite."""
+
+PREDICTIONS = Writes(own=("predictions.json", "predictions.csv"), names=("proposals.npz", "runtime.json"))
+METRICS = Writes(own=("metrics.json",), with_run_folder=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,6 +69,7 @@ def _main(arguments: list[str] | None) -> int:
     args = _parser().parse_args(arguments)
     args.arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        _check_outputs(args)
         return args.run(args) or 0
     except InputError as error:
         # A data loading process wraps the error in its own traceback: the sentence is the last line.
@@ -83,6 +88,25 @@ def _main(arguments: list[str] | None) -> int:
         traceback.print_exc()
         print(f"{args.verb} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+WRITTEN = ("output", "out", "target", "summary")
+"""Options that name what a verb writes; every other path is of what it reads."""
+
+
+def _check_outputs(args: Args) -> None:
+    """Before anything is done: what the verb writes must not be what it reads, nor what people wrote."""
+    given = vars(args)
+    outputs = [given[name] for name in WRITTEN if isinstance(given.get(name), Path)]
+    if not outputs:
+        return
+    read = list(_suite(args).places) if given.get("suite") else []
+    for name, value in given.items():
+        if name not in (*WRITTEN, "run_folder"):
+            values = value if isinstance(value, list) else [value]
+            read += [path for path in values if isinstance(path, Path)]
+    for output in outputs:
+        check_output(output, args.writes, read, given.get("run_folder"))
 
 
 def _generate(args: Args) -> int:
@@ -266,6 +290,9 @@ def _predict(args: Args) -> int:
         raise InputError(
             "tsd predict: give --output: the run's own predictions are its own checkpoint's, of all val pictures"
         )
+    others = pictures or args.limit or source.resolve() != run.checkpoint.resolve()
+    if others and output.resolve() == run.predictions.resolve():
+        raise InputError(f"{output}: the run's own predictions are its own checkpoint's, of all val pictures")
     number = predict(run, source, output, limit=args.limit, pictures=pictures)
     print(f"{output}: {number} detections")
     return 0
@@ -277,6 +304,7 @@ def _evaluate_coco(args: Args) -> int:
 
     if args.voc and args.iou_type != "bbox":
         raise InputError("tsd evaluate coco: --voc: VOC's figures are of boxes; leave out --iou-type segm")
+    _check_evaluated(args)
     if args.run_folder:
         from tsd.engine.model import has_masks
         from tsd.engine.record import read_described, run_facts
@@ -313,6 +341,7 @@ def _evaluate_openimages(args: Args) -> int:
     from tsd.evaluation.openimages import PROTOCOLS, compare_files, format_protocols
     from tsd.files import write_json
 
+    _check_evaluated(args)
     files = (args.boxes, args.image_labels, args.classes, args.hierarchy, args.predictions)
     options = {"group_of_weight": args.group_of_weight, "expand_predictions": args.expand_predictions}
     figures = compare_files(*files, protocols=PROTOCOLS if args.run_folder else (args.protocol,), **options)
@@ -324,6 +353,14 @@ def _evaluate_openimages(args: Args) -> int:
     print(format_protocols(figures))
     _show_run(args)
     return 0
+
+
+def _check_evaluated(args: Args) -> None:
+    """A run's metrics are of its own predictions."""
+    if args.run_folder and not args.predictions.resolve().is_relative_to(args.run_folder.resolve()):
+        raise InputError(
+            f"{args.predictions}: not in {args.run_folder}, whose evaluation this is to be; leave out --run-folder"
+        )
 
 
 def _show_run(args: Args) -> None:
@@ -395,7 +432,7 @@ def _submission_coco(args: Args) -> int:
 def _tables(args: Args) -> int:
     from tsd.engine.results import make_tables
 
-    text = make_tables(_suite(args), args.metrics, args.output, args.models)
+    text = make_tables(_suite(args), args.metrics, args.output, args.models, args.summary)
     print(text)
     return 0
 
@@ -767,7 +804,9 @@ def _parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "train", _train, "train one run, or go on with it; writes checkpoint.pth in the run's folder")
     _run_options(verb)
     verb.add_argument("--no-mlflow", action="store_true", help="files only")
-    verb = _add(verbs, "predict", _predict, "checkpoint → predictions.json (COCO results) and proposals.npz")
+    verb = _add(
+        verbs, "predict", _predict, "checkpoint → predictions.json (COCO results) and proposals.npz", PREDICTIONS
+    )
     _run_options(verb)
     verb.add_argument("--checkpoint", type=Path, help="default: the run's own")
     verb.add_argument("--output", type=Path, help="default: in the run's eval folder")
@@ -775,7 +814,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--annotations", type=Path, help="COCO JSON of other pictures: image_info_test-dev2017.json")
     verb.add_argument("--images", type=Path, help="their folder")
 
-    verb = _add(verbs, "sensitivity", _sensitivity, "checkpoint → where an instance is classified and localised well")
+    verb = _add(
+        verbs,
+        "sensitivity",
+        _sensitivity,
+        "checkpoint → where an instance is classified and localised well",
+        Writes(suffixes=(".npz",)),
+    )
     _run_options(verb)
     verb.add_argument("--checkpoint", type=Path, help="default: the run's own")
     verb.add_argument("--picture", help="id of a val picture (default: one with an instance of a tenth of its area)")
@@ -786,7 +831,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("evaluate", help="predictions → metrics.json").add_subparsers(
         required=True, metavar="PROTOCOL"
     )
-    verb = _add(evaluate, "coco", _evaluate_coco, "the 12 COCO figures, per-class AP, AP by scale and IoU")
+    verb = _add(evaluate, "coco", _evaluate_coco, "the 12 COCO figures, per-class AP, AP by scale and IoU", METRICS)
     verb.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON")
     verb.add_argument("--predictions", type=Path, required=True, help="COCO results JSON")
     verb.add_argument("--output", type=Path, required=True, help="metrics.json")
@@ -795,14 +840,22 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--run-folder", type=Path, help="record as the evaluation of this run, and mirror it to MLflow")
     verb.add_argument("--no-mlflow", action="store_true", help="files only")
 
-    verb = _add(evaluate, "draws", _evaluate_draws, "figures on all pictures and on bootstrap draws, for tsd claims")
+    verb = _add(
+        evaluate,
+        "draws",
+        _evaluate_draws,
+        "figures on all pictures and on bootstrap draws, for tsd claims",
+        Writes(own=("draws.csv",)),
+    )
     verb.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON")
     verb.add_argument("--predictions", type=Path, required=True, help="COCO results JSON")
     verb.add_argument("--trained", type=Path, help="COCO instances JSON of the training: which classes are rare")
     verb.add_argument("--draws", type=_positive, default=1000, help="of the bootstrap (default: %(default)s)")
     verb.add_argument("--output", type=Path, required=True, help="<name of the metrics file>.draws.csv")
 
-    verb = _add(evaluate, "openimages", _evaluate_openimages, "the challenge's AP at IoU 0.5, per class and in all")
+    verb = _add(
+        evaluate, "openimages", _evaluate_openimages, "the challenge's AP at IoU 0.5, per class and in all", METRICS
+    )
     for option, text in (
         ("boxes", "challenge-2019-validation-detection-bbox.csv"),
         ("image-labels", "challenge-2019-validation-detection-human-imagelabels.csv"),
@@ -823,7 +876,11 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--no-mlflow", action="store_true", help="files only")
 
     verb = _add(
-        verbs, "sample", _sample, "list the pictures that class-aware sampling will draw, before they are fetched"
+        verbs,
+        "sample",
+        _sample,
+        "list the pictures that class-aware sampling will draw, before they are fetched",
+        Writes(suffixes=(".json",)),
     )
     verb.add_argument("--suite", help="plan for its experiments, into its results")
     verb.add_argument("--boxes", type=Path, help="challenge-2019-train-detection-bbox.csv")
@@ -868,6 +925,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--output", type=Path, required=True, help="folder" if name != "runs" else "CSV file")
         if name == "tables":
             verb.add_argument("--models", type=Path, help="file of tsd inspect, for the columns that need no training")
+            verb.add_argument(
+                "--summary", type=Path, help="folder of metrics.json and training.csv (default: that of the tables)"
+            )
     verb = _add(verbs, "inspect", _inspect, "count parameters and multiply-adds of a suite's detectors; needs no data")
     _suite_option(verb)
     verb.add_argument(
@@ -881,7 +941,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("target", type=Path, help="the file to write")
     verb.add_argument("--suite", default="released", help="a file of params/suites (default: %(default)s)")
     verb.add_argument("--experiment", required=True, help="an experiment of it, with coordinates: legacy")
-    verb = _add(verbs, "claims", _claims, "metrics.json files and their draws → a verdict on each claim of the paper")
+    verb = _add(
+        verbs,
+        "claims",
+        _claims,
+        "metrics.json files and their draws → a verdict on each claim of the paper",
+        Writes(suffixes=(".csv",)),
+    )
     _suite_option(verb)
     verb.add_argument("--metrics", type=Path, nargs="*", help="default: those that today's params resolve to")
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
@@ -965,9 +1031,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(verbs: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+def _add(verbs: Any, name: str, function: Any, text: str, writes: Writes | None = None) -> argparse.ArgumentParser:
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    verb.set_defaults(run=function)
+    verb.set_defaults(run=function, writes=writes or Writes())
     return verb
 
 

@@ -21,7 +21,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     The temporary name keeps the suffix, since some writers choose the format by it.
 
     Raises:
-        InputError: ``path`` is a folder, is in something that is none, or its name is too long.
+        InputError: ``path`` is a folder or a device, is in something that is no folder, or its name is too long.
     """
     from tsd.errors import InputError
 
@@ -29,6 +29,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; expected the name of a file to write")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is a device or a pipe, which would be replaced; expected a file's name")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):

@@ -136,6 +136,13 @@ class Suite:
         return Challenge(Path(self.data["folder"]), count)
 
     @property
+    def places(self) -> tuple[Path, ...]:
+        """Folders and files that hold the suite's data."""
+        if "folder" in self.data:
+            return (Path(self.data["folder"]),)
+        return tuple(Path(self.data[split][kind]) for split in ("train", "val") for kind in ("annotations", "images"))
+
+    @property
     def fetched(self) -> "Place | None":
         """Where the folder is that COCO's archives are unpacked to; None: the suite's data is of another kind."""
         if self.data["format"] != "coco" or "source" not in self.data or "import" in self.data:

@@ -46,29 +46,32 @@ def _files(suite: Suite, metrics: Sequence[Path] | None) -> list[Path]:
     return existing_metrics(get_runs(suite, data_digest(suite))) if metrics is None else list(metrics)
 
 
-def make_tables(suite: Suite, metrics: Sequence[Path] | None, out: Path, models: Path | None = None) -> str:
-    """Write the suite's tables, and beside the folder ``metrics.json`` and ``training.csv``; returns the first as text.
+def make_tables(
+    suite: Suite, metrics: Sequence[Path] | None, out: Path, models: Path | None = None, summary: Path | None = None
+) -> str:
+    """Write the suite's tables, ``metrics.json`` and ``training.csv``; returns the first table as text.
 
     Args:
         suite: whose tables.
         metrics: metrics files; None: those that today's params resolve to and that exist.
         out: folder of the tables.
         models: from ``tsd inspect``, for the columns that need no training.
+        summary: folder of ``metrics.json`` and ``training.csv``; None: ``out``.
     """
     files = _files(suite, metrics)
+    summary = summary or out
     results, made = build_tables(suite, files, models)
     for table in made:
         tables.write_table(table, out)
     write_text(out / "tables.html", page("Tables", tables.to_html(made, results)))
-    (out.parent / "metrics").mkdir(exist_ok=True)  # DVC wants the folder also where nothing was run
     means = (
         results.groupby(["experiment", "metric"])["value"].mean().dropna() if len(results) else pd.Series(dtype=float)
     )
     content: dict[str, dict[str, float]] = {}
     for (experiment, metric), value in means.items():
         content.setdefault(experiment, {})[metric] = round(float(value), 6)
-    write_json(out.parent / "metrics.json", content)
-    write_text(out.parent / "training.csv", _training_csv(files))
+    write_json(summary / "metrics.json", content)
+    write_text(summary / "training.csv", _training_csv(files))
     return tables.to_text(made[0])
 
 

@@ -46,11 +46,14 @@ rule make_tables:
     params:
         suite=SUITE.name,
         folder=f"{RESULTS}/tables",
+        summary=RESULTS,
         models=lambda wildcards, input: (
             f"--models {input.models}" if input.models else ""
         ),
+    # DVC wants the folder of metrics also where nothing was run.
     shell:
-        "tsd tables --suite {params.suite} --metrics {input.metrics} {params.models} --output {params.folder} 2>&1 | tee {log}"
+        "mkdir -p {params.summary}/metrics && tsd tables --suite {params.suite} --metrics {input.metrics}"
+        " {params.models} --output {params.folder} --summary {params.summary} 2>&1 | tee {log}"
 
 
 rule tables:
