@@ -222,8 +222,8 @@ def _manifest(args: Args) -> int:
     from tsd.data.manifest import dump, folder_manifest
 
     suite = _suite(args)
-    manifest = folder_manifest(suite.split("train"), suite.split("val"), hash_pictures=args.pictures)
-    text = dump(manifest)
+    memory = None if args.quick else Path("results", suite.name, "data")
+    text = dump(folder_manifest(suite.split("train"), suite.split("val"), memory) | {"contents": not args.quick})
     if args.output:
         from tsd.files import write_text
 
@@ -791,7 +791,11 @@ def _parser() -> argparse.ArgumentParser:
     _suite_option(verb)
     verb = _add(data, "manifest", _manifest, "describe a suite's data: digests and counts")
     _suite_option(verb)
-    verb.add_argument("--pictures", action="store_true", help="digest every picture, not only its name and size")
+    verb.add_argument(
+        "--quick",
+        action="store_true",
+        help="take a picture's name and size for its content, and say so: contents: false",
+    )
     verb.add_argument("--output", type=Path)
     verb = _add(data, "verify", _verify, "check a suite's data against its pin and its annotations")
     _suite_option(verb)

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tsd.data.generate import SceneSpec, generate
-from tsd.data.manifest import folder_manifest, pinned_md5, read_manifest, unpack, verify
+from tsd.data.manifest import digest, folder_manifest, pinned_md5, read_manifest, unpack, verify
 from tsd.errors import InputError
 
 
@@ -145,17 +146,76 @@ def own_data(scenes: Path) -> list[tuple[Path, Path]]:
     return [(scenes / f"annotations/instances_{split}.json", scenes / split) for split in ("train", "val")]
 
 
-def test_a_folder_of_ones_own_is_told_by_names_and_sizes(scenes):
-    before = folder_manifest(*own_data(scenes))
-    thorough = folder_manifest(*own_data(scenes), hash_pictures=True)
+def test_a_folder_of_ones_own_is_told_by_its_pictures_contents(scenes, tmp_path):
+    quick = folder_manifest(*own_data(scenes))
+    before = folder_manifest(*own_data(scenes), tmp_path)
     assert before["splits"]["train"]["images"]["count"] == 3
     (scenes / "train" / "unlisted.jpg").write_bytes(b"no matter")
-    assert folder_manifest(*own_data(scenes)) == before
+    assert folder_manifest(*own_data(scenes), tmp_path) == before
     flip_a_byte(scenes / "train" / "000000000001.jpg")
-    assert folder_manifest(*own_data(scenes)) == before
-    assert folder_manifest(*own_data(scenes), hash_pictures=True) != thorough
+    assert folder_manifest(*own_data(scenes)) == quick
+    assert folder_manifest(*own_data(scenes), tmp_path) != before
     (scenes / "train" / "000000000001.jpg").write_bytes(b"shorter")
-    assert folder_manifest(*own_data(scenes)) != before
+    assert folder_manifest(*own_data(scenes)) != quick
+
+
+def test_pictures_that_are_swapped_are_other_data(scenes, tmp_path):
+    one, two = (scenes / "train" / f"00000000000{number}.jpg" for number in (1, 2))
+    one.write_bytes(b"x" * 10)
+    two.write_bytes(b"y" * 10)
+    before = folder_manifest(*own_data(scenes), tmp_path)
+    one.rename(scenes / "other.jpg")
+    two.rename(one)
+    (scenes / "other.jpg").rename(two)
+    assert folder_manifest(*own_data(scenes)) == folder_manifest(*own_data(scenes))
+    assert folder_manifest(*own_data(scenes), tmp_path) != before
+
+
+def aged(folder: Path) -> None:
+    """As pictures are that nobody has just written."""
+    for path in folder.rglob("*.jpg"):
+        os.utime(path, (1e9, 1e9))
+
+
+def test_a_picture_is_read_once(scenes, tmp_path, monkeypatch):
+    from tsd.data import contents
+
+    aged(scenes)
+    first = folder_manifest(*own_data(scenes), tmp_path)
+    read = []
+    monkeypatch.setattr(contents, "digest", lambda path: read.append(path.name) or digest(path))
+    assert folder_manifest(*own_data(scenes), tmp_path) == first
+    assert read == []
+    os.utime(scenes / "train" / "000000000002.jpg", (1.1e9, 1.1e9))
+    assert folder_manifest(*own_data(scenes), tmp_path) == first
+    assert read == ["000000000002.jpg"]
+    memory = tmp_path / "pictures_train.csv"
+    lines = memory.read_text().splitlines()
+    for damage in ("", "a,b\n", "\x00", lines[0], "\n".join(line[:-1] for line in lines)):
+        memory.write_text(damage)
+        assert folder_manifest(*own_data(scenes), tmp_path) == first
+    assert len(memory.read_text().splitlines()) == 3
+
+
+def test_what_was_written_just_now_is_not_remembered(scenes, tmp_path):
+    """It may be written again within one tick of the file system's clock."""
+    aged(scenes)
+    path = scenes / "train" / "000000000001.jpg"
+    path.write_bytes(path.read_bytes())
+    folder_manifest(*own_data(scenes), tmp_path)
+    assert path.name not in (tmp_path / "pictures_train.csv").read_text()
+
+
+def test_a_memory_that_cant_be_written_is_said(scenes, tmp_path, capsys, monkeypatch):
+    from tsd.data import contents
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    before = folder_manifest(*own_data(scenes), tmp_path / "here")
+    monkeypatch.setattr(contents, "write_text", refuse)
+    assert folder_manifest(*own_data(scenes), tmp_path / "there") == before
+    assert "pictures_train.csv: can't be written (Read-only file system): the pictures" in capsys.readouterr().err
 
 
 def test_a_folder_of_ones_own_must_be_whole(scenes):

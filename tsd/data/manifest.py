@@ -58,16 +58,18 @@ def describe_pictures(folder: Path, name: str) -> dict[str, Any]:
     return {"path": name, "count": count, "bytes": size, "sha256": total.hexdigest()}
 
 
-def folder_manifest(train: tuple[Path, Path], val: tuple[Path, Path], hash_pictures: bool = False) -> Manifest:
+def folder_manifest(train: tuple[Path, Path], val: tuple[Path, Path], memory: Path | None = None) -> Manifest:
     """Describe a COCO-format data set of the user's own by its annotation files and the pictures that they list.
 
     Args:
         train: (annotation file, picture folder).
         val: the same.
-        hash_pictures: digest every picture; without it its name and size stand for it (seconds for 118,000 pictures).
+        memory: folder for what is remembered of pictures, so that each is read once, see
+            :func:`tsd.data.contents.content_digests`. None: their contents are not read, and a picture's name and size
+            stand for it.
 
     Raises:
-        InputError: an annotation file or a listed picture is missing, or the file is not COCO JSON.
+        InputError: an annotation file or a listed picture is missing or can't be read, or the file is not COCO JSON.
     """
     splits = {}
     for name, (annotations, images) in (("train", train), ("val", val)):
@@ -76,9 +78,10 @@ def folder_manifest(train: tuple[Path, Path], val: tuple[Path, Path], hash_pictu
             names = sorted(image["file_name"] for image in content["images"])
         except (KeyError, TypeError):
             raise InputError(f"{annotations}: not COCO instances: expected a list `images` with `file_name`") from None
+        remembered = None if memory is None else memory / f"pictures_{name}.csv"
         splits[name] = {
             "annotations": {"path": str(annotations), **_sized(annotations), "sha256": digest(annotations)},
-            "images": {"path": str(images), **_listed_pictures(images, names, annotations, hash_pictures)},
+            "images": {"path": str(images), **_listed_pictures(images, names, annotations, remembered)},
         }
     return {"format": "coco", "spec": None, "splits": splits, "files": {}}
 
@@ -87,16 +90,23 @@ def _sized(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size}
 
 
-def _listed_pictures(folder: Path, names: list[str], annotations: Path, contents: bool) -> dict[str, Any]:
-    total, size = hashlib.sha256(), 0
+def _listed_pictures(folder: Path, names: list[str], annotations: Path, memory: Path | None) -> dict[str, Any]:
+    from tsd.data.contents import content_digests, stamp_of
+
+    stamps = {}
     for name in names:
-        path = folder / name
         try:
-            length = path.stat().st_size
+            stamps[name] = stamp_of(folder / name)
         except OSError:
             raise InputError(f"{annotations}: picture {name} is not in {folder}") from None
-        total.update(f"{name} {length} {digest(path) if contents else ''}\n".encode())
-        size += length
+    try:
+        contents = {} if memory is None else content_digests(folder, stamps, memory)
+    except OSError as error:
+        raise InputError(f"{error.filename}: can't be read: {error.strerror}") from None
+    total = hashlib.sha256()
+    for name in names:
+        total.update(f"{name} {stamps[name][0]} {contents.get(name, '')}\n".encode())
+    size = sum(stamps[name][0] for name in names)
     return {"count": len(names), "bytes": size, "sha256": total.hexdigest()}
 
 

@@ -42,9 +42,10 @@ def data_digest(suite: Suite) -> str:
 
     Generated scenes: of the generator's parameters and, if listed, of the pin in ``data.dvc``; the rule that
     verifies the data ties both to the bytes on disk. COCO with a source: of the published digests of the archives that
-    the folder is made of, which verifying ties to what is on disk. A folder of the user's own, or one that is imported:
-    of its manifest (digests of the annotation files, names and sizes of the pictures that they list); :data:`ABSENT` if
-    neither annotation file is here and the suite says how many classes to expect. Open Images: of the digests of its
+    the folder is made of, which verifying ties to what is on disk. A folder of the user's own: of its manifest (digests
+    of the annotation files and of the pictures that they list); one that is imported of the same, but names and sizes
+    stand for the pictures, whose bytes follow from the archives. :data:`ABSENT` if neither annotation file is here and
+    the suite says how many classes to expect. Open Images: of the digests of its
     annotation files as the source has them, or of the generator's parameters; and, if listed, of the pictures' pin in
     ``data.dvc``.
 
@@ -69,8 +70,13 @@ def data_digest(suite: Suite) -> str:
             if "classes" in suite.data:
                 return ABSENT
             raise InputError(absence(suite))
-        content = [folder_manifest(train, val)["splits"]]
+        content = [folder_manifest(train, val, contents_memory(suite))["splits"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def contents_memory(suite: Suite) -> Path | None:
+    """Folder for what is remembered of the pictures' contents; None: they are not part of the data's digest."""
+    return None if "import" in suite.data else Path("results", suite.name, "data")
 
 
 def absence(suite: Suite) -> str:
