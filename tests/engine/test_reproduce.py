@@ -82,10 +82,20 @@ def change(path: Path, **facts) -> Path:
     return path
 
 
+def change_run(path: Path, **facts) -> Path:
+    """The same, under the name that goes with the facts."""
+    run = json.loads(change(path, **facts).read_text())["run"]
+    return path.rename(path.with_name("{experiment}-seed{seed}-{digest}-{test_digest}.json".format(**run)))
+
+
 def commit() -> str:
     """Commit the project's params in a git repository of its own; returns the commit."""
     author = ("-c", "user.name=x", "-c", "user.email=x@example.org")
-    for words in (["init", "-q"], ["add", "params", "workflow", "tsd/__init__.py"], [*author, "commit", "-qm", "x"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "params", "workflow", "data.dvc", "tsd/__init__.py"],
+        [*author, "commit", "-qm", "x"],
+    ):
         subprocess.run(["git", *words], check=True)
     return subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -227,7 +237,7 @@ def test_other_weights_than_those_recorded_are_the_first_thing_that_is_said(reco
     Path("weights.pth").write_bytes(b"not what it was")
     monkeypatch.setenv("TSD_WEIGHTS", "weights.pth")
     run = run_of()
-    change(recorded, digest=run.digest, environment={"pretrained_sha256": "d" * 64})
+    recorded = change_run(recorded, digest=run.digest, environment={"pretrained_sha256": "d" * 64})
     done = tsd("reproduce", NAME, "--evidence", recorded)
     here = hashlib.sha256(b"not what it was").hexdigest()
     warning = f"warning: weights.pth: other weights than those recorded: its SHA-256 is {here}, recorded is {'d' * 64}"
@@ -299,7 +309,7 @@ def test_a_revision_that_has_moved_sends_to_a_worktree(recorded, capsys, monkeyp
     ("dirty", "message"), [(True, "changes that were not committed, and nobody"), (False, "git worktree add")]
 )
 def test_a_digest_that_neither_params_nor_commit_have(recorded, capsys, dirty, message):
-    change(recorded, digest="0" * 12, git_commit=commit(), git_dirty=dirty)
+    recorded = change_run(recorded, digest="0" * 12, git_commit=commit(), git_dirty=dirty)
     text = refused(capsys)
     assert "params/: the training's settings" in text
     assert f"{commit_of(recorded)}:params/: the training's settings" in text
@@ -318,7 +328,7 @@ def test_an_experiment_that_is_gone_from_params_is_found_in_the_commit(recorded,
 
 
 def test_scenes_of_another_digest_can_not_be_made(recorded, capsys):
-    change(recorded, git_commit=commit(), data_digest="0" * 12, **digests_with_data("0" * 12))
+    recorded = change_run(recorded, git_commit=commit(), data_digest="0" * 12, **digests_with_data("0" * 12))
     text = refused(capsys)
     assert f"params/: the data has digest {run_of().data_digest}, recorded is {'0' * 12}" in text
     assert "Generated scenes follow from data.generate of params/suites/tiny.yaml and the pin in data.dvc" in text
@@ -333,7 +343,7 @@ def digests_with_data(digest: str) -> dict[str, str]:
 def test_data_of_ones_own_that_is_not_here_is_asked_for(recorded, capsys, classes):
     split = {"annotations": "mine/all.json", "images": "mine"}
     edit(SUITE, lambda suite: suite.update(data={"format": "coco", "train": split, "val": split, **classes}))
-    change(recorded, data_digest="0" * 11 + "1", **digests_with_data("0" * 11 + "1"))
+    recorded = change_run(recorded, data_digest="0" * 11 + "1", **digests_with_data("0" * 11 + "1"))
     text = refused(capsys)
     assert "the data is not here" in text
     assert "Put the data that it was made with where params/suites/tiny.yaml says" in text
@@ -364,7 +374,7 @@ def test_a_broken_file_is_named_with_the_place(recorded, capsys, content, messag
         ({"losses": [[1, 0.5], [2]]}, "run.losses.1: [2] is too short"),
         ({"losses": [[1, "x"]]}, "run.losses.0.1: expected number"),
         ({"environment": []}, "run.environment: expected object, got []"),
-        ({"experiment": "tsd_pc"}, "run: is of tiny/tsd_pc/seed0; expected tiny/baseline/seed0"),
+        ({"experiment": "tsd_pc"}, "run.experiment: is tsd_pc, but its name says baseline"),
     ],
 )
 def test_a_fact_that_is_missing_or_wrong_is_named(recorded, capsys, facts, message):

@@ -93,7 +93,7 @@ def read(path):
 def published(run, truth, found, trained, draws=50):
     """What is kept of a run: its metrics and the figures of its draws."""
     facts = {"suite": "tiny", "experiment": run.experiment, "seed": run.seed, "digest": run.digest}
-    facts |= {"test_digest": run.test_digest, "data_digest": run.data_digest, "predictions_sha256": "p"}
+    facts |= {"test_digest": run.test_digest, "data_digest": run.data_digest, "predictions_sha256": "0f" * 32}
     facts |= {"git_commit": "c" * 40, "git_dirty": True}
     metrics = evaluate_coco(truth, found, backend="pycocotools")["metrics"]
     run.metrics_file.parent.mkdir(parents=True, exist_ok=True)
@@ -188,8 +188,8 @@ def change(path, **facts):
     ("facts", "message"),
     [
         ({"suite": "other"}, "of suite other; expected tiny"),
-        ({"seed": 0}, "the same experiment and seed as "),
-        ({"data_digest": "0" * 12}, f"data_digest {'0' * 12} is not that of "),
+        ({"seed": 0}, "run.seed: is 0, but its name says 1"),
+        ({"data_digest": "0" * 12}, f"run.data_digest: is {'0' * 12}; expected "),
     ],
 )
 def test_files_that_do_not_belong_together_are_named(judged, facts, message):

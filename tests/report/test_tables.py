@@ -261,34 +261,51 @@ def external(tmp_path, *rows):
     return tables.load_external(tmp_path)
 
 
-def run_file(tmp_path, experiment="tsd_pc", digest="abc"):
-    run = RUN | {"experiment": experiment, "digest": digest}
+SHA = "0f" * 32
+
+
+def run_file(tmp_path, experiment="tsd_pc", digest="abc", sha256=SHA):
+    run = RUN | {"experiment": experiment, "digest": digest, "predictions_sha256": sha256}
     path = tmp_path / f"{experiment}.json"
     path.write_text(json.dumps({"run": run, "metrics": {}}))
     return path
 
 
-def test_a_servers_score_belongs_to_the_run_with_its_digest(tmp_path):
+def test_a_servers_score_belongs_to_the_run_with_its_digest_and_predictions(tmp_path):
     files = [run_file(tmp_path)]
-    frame = external(tmp_path, "tsd_pc,abc,0f,AP50_lb,0.51,Kaggle,2026-11-01", "tsd,abc,0f,AP50_lb,0.5,Kaggle,2026")
-    found, notes = tables.external_results(frame, files)
+    rows = (f"tsd_pc,abc,{SHA},AP50_lb,0.51,Kaggle,2026-11-01", f"tsd,abc,{SHA},AP50_lb,0.5,Kaggle,2026")
+    found, notes = tables.external_results(external(tmp_path, *rows), files, {"AP"})
     assert found[["experiment", "metric", "value"]].to_numpy().tolist() == [["tsd_pc", "AP50_lb", 0.51]]
     assert notes == ["AP50_lb of tsd_pc: Kaggle, 2026-11-01."]
 
 
-def test_a_score_of_other_params_is_left_out_and_said(tmp_path):
-    frame = external(tmp_path, "tsd_pc,old,0f,AP50_lb,0.51,Kaggle,2026-11-01")
-    found, notes = tables.external_results(frame, [run_file(tmp_path)])
+@pytest.mark.parametrize(
+    ("digest", "sha256", "message"),
+    [
+        ("old", SHA, "digest old is not that of today's params"),
+        ("abc", "1e" * 32, "predictions_sha256 1e1e1e1e1e1e is not that of a run here"),
+    ],
+)
+def test_a_score_of_other_params_or_predictions_is_left_out_and_said(tmp_path, digest, sha256, message):
+    frame = external(tmp_path, f"tsd_pc,{digest},{sha256},AP50_lb,0.51,Kaggle,2026-11-01")
+    found, notes = tables.external_results(frame, [run_file(tmp_path)], {"AP"})
     assert len(found) == 0
-    assert "digest old is not that of today's params" in notes[0]
+    assert message in notes[0]
+
+
+def test_a_servers_score_is_not_averaged_with_what_is_measured_here(tmp_path):
+    frame = external(tmp_path, f"tsd_pc,abc,{SHA},AP,0.51,Kaggle,2026-11-01")
+    with pytest.raises(ParamsError, match=r"external\.csv: line 2: metric: AP is measured here.*testdev_AP"):
+        tables.external_results(frame, [run_file(tmp_path)], {"AP"})
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("tsd_pc,abc,0f,AP50_lb,51,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got 51"),
-        ("tsd_pc,abc,0f,AP50_lb,much,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got much"),
+        (f"tsd_pc,abc,{SHA},AP50_lb,51,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got 51"),
+        (f"tsd_pc,abc,{SHA},AP50_lb,much,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got much"),
         ("tsd_pc,abc,,AP50_lb,0.5,Kaggle,2026", "line 2: predictions_sha256: no value"),
+        ("tsd_pc,abc,0f,AP50_lb,0.5,Kaggle,2026", "line 2: predictions_sha256: expected 64 hexadecimal digits"),
     ],
 )
 def test_a_bad_line_of_servers_scores_is_named(tmp_path, row, message):
@@ -297,6 +314,13 @@ def test_a_bad_line_of_servers_scores_is_named(tmp_path, row, message):
     (tmp_path / "external.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ParamsError, match="expected columns experiment,digest"):
         tables.load_external(tmp_path)
+
+
+def test_a_score_given_twice_is_no_second_seed(tmp_path):
+    row = f"tsd_pc,abc,{SHA},AP50_lb,0.51,Kaggle,2026"
+    with pytest.raises(ParamsError, match=r"external\.csv: line 3: AP50_lb of this run is given before"):
+        external(tmp_path, row, row)
+    assert len(external(tmp_path, row, row.replace(SHA, "1e" * 32))) == 2  # another seed's
 
 
 def test_a_table_that_the_paper_does_not_have_shows_intervals_and_no_paper():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from tsd.engine.identity import data_digest
 from tsd.engine.params import Run, Suite, existing_metrics, get_runs
+from tsd.engine.published import check_suite
 from tsd.errors import InputError
 from tsd.evaluation.bootstrap import paired_difference
 from tsd.evaluation.draws import SUFFIX, draws_beside, figure_of
@@ -59,7 +60,9 @@ def make_claims(suite: Suite, output: Path, metrics: Sequence[Path] | None = Non
     """
     if output.suffix == ".csv":
         raise InputError(f"{output}: the page is Markdown, with the CSV beside it; expected a name like claims.md")
-    files = existing_metrics(get_runs(suite, data_digest(suite))) if metrics is None else list(metrics)
+    digest = data_digest(suite) if metrics is None else None
+    files = existing_metrics(get_runs(suite, digest)) if digest else list(metrics or ())
+    check_suite(suite.name, files, digest)
     judgements, notes = judge(suite, files)
     text = format_claims(judgements, f"Claims of the paper, judged by suite {suite.name}", notes)
     write_text(output, text)

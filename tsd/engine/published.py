@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ PLACE = Path("benchmarks/evidence")
 """Published metrics, a folder for each suite."""
 
 _KEY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([a-z][a-z0-9_]*)/seed(0|[1-9][0-9]{0,8})")
-_FILE = re.compile(r"([a-z][a-z0-9_]*)-seed([0-9]+)-[0-9a-f]{12}-[0-9a-f]{12}\.json")
+_FILE = re.compile(r"([a-z][a-z0-9_]*)-seed([0-9]+)-([0-9a-f]{12})-([0-9a-f]{12})\.json")
 
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{12}$", "description": "a digest of 12 hexadecimal digits"}
 
@@ -25,6 +25,13 @@ _SCHEMA = Validator(
         "required": ["metrics", "run"],
         "properties": {
             "metrics": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
+            "scale_iou": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "additionalProperties": {"type": ["number", "null"]},
+                },
+            },
             "run": {
                 "type": "object",
                 "required": [
@@ -64,6 +71,7 @@ _SCHEMA = Validator(
                             "type": "object",
                             "required": ["epoch"],
                             "properties": {"epoch": {"type": "integer"}},
+                            "additionalProperties": {"type": ["number", "null"]},
                         },
                     },
                 },
@@ -136,13 +144,71 @@ def read_published(key: Key, place: Path = PLACE) -> Published:
     Raises:
         InputError: there is none, or several (the message says which there are); or it is broken, or of another run.
     """
-    path = place if place.is_file() else _find(key, place)
+    published = read_metrics(place if place.is_file() else _find(key, place))
+    if published.key != key:
+        raise InputError(f"{published.path}: run: is of {published.key}; expected {key}")
+    return published
+
+
+def read_metrics(path: Path) -> Published:
+    """A metrics file, by its own name or as it is in a run's folder.
+
+    Raises:
+        InputError: it is broken; a figure is out of its range; or its content is of another run than its name says.
+    """
     content = read_json(path)
     validate(content, _SCHEMA, str(path))
+    for name, value in _figures(content):
+        least = 0 if "AP" in name or "AR" in name else -1
+        if value is not None and not least <= value <= 1:
+            raise InputError(f"{path}: {name}: expected a fraction from {least} to 1, got {value}")
     published = Published(path, content)
-    if published.key != key:
-        raise InputError(f"{path}: run: is of {published.key}; expected {key}")
+    if named := _FILE.fullmatch(path.name):
+        keys = ("experiment", "seed", "digest", "test_digest")
+        for key, said in zip(keys, named.groups(), strict=True):
+            if str(published.facts[key]) != said:
+                raise InputError(f"{path}: run.{key}: is {published.facts[key]}, but its name says {said}")
     return published
+
+
+def _figures(content: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Key and value of every figure that tables and plots show."""
+    yield from ((f"metrics.{name}", value) for name, value in content["metrics"].items())
+    for area, by_iou in content.get("scale_iou", {}).items():
+        yield from ((f"scale_iou.{area}.AP at {iou}", value) for iou, value in by_iou.items())
+    for line in content["run"].get("history", []):
+        yield from ((f"run.history.{name}", value) for name, value in line.items() if name != "epoch")
+
+
+def check_suite(suite: str, files: Sequence[Path], data_digest: str | None = None) -> list[Published]:
+    """Metrics files that are to be shown together as a suite's.
+
+    Args:
+        suite: its name.
+        files: metrics files.
+        data_digest: of the data that they must be of; None: any, but all of one.
+
+    Raises:
+        InputError: one that :func:`read_metrics` refuses; of another suite, on other data than expected or than the
+            rest; or of the same run as another.
+    """
+    found: list[Published] = []
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path in files:
+        published = read_metrics(path)
+        facts = published.facts
+        if facts["suite"] != suite:
+            raise InputError(f"{path}: of suite {facts['suite']}; expected {suite}")
+        expected = data_digest or (found[0].facts["data_digest"] if found else facts["data_digest"])
+        if facts["data_digest"] != expected:
+            whose = "the suite's" if data_digest else f"that of {found[0].path}"
+            raise InputError(f"{path}: run.data_digest: is {facts['data_digest']}; expected {expected}, {whose}")
+        key = (facts["experiment"], facts["seed"], facts["digest"], facts["test_digest"])
+        if key in seen:
+            raise InputError(f"{path}: the same run as {seen[key]}: {published.key}; it would count twice")
+        seen[key] = path
+        found.append(published)
+    return found
 
 
 def _find(key: Key, place: Path) -> Path:

@@ -1,5 +1,7 @@
 """From the metrics of a suite's runs to its tables and figures, and what is known of the runs themselves."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from itertools import islice
@@ -11,9 +13,11 @@ import pandas as pd
 from tsd.engine.identity import data_digest
 from tsd.engine.judge import intervals, judge
 from tsd.engine.params import Run, Suite, existing_metrics, get_runs, load_suite
+from tsd.engine.published import check_suite
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
 from tsd.report import results_page, tables
+from tsd.report.claims import to_csv
 from tsd.report.page import Picture, page, report
 
 PARAMS = Path("params")
@@ -42,8 +46,15 @@ def run_folder(run: dict[str, Any]) -> Path:
 
 
 def _files(suite: Suite, metrics: Sequence[Path] | None) -> list[Path]:
-    """Those files, or the published metrics that today's params resolve to and that are there."""
-    return existing_metrics(get_runs(suite, data_digest(suite))) if metrics is None else list(metrics)
+    """Those files, or the published metrics that today's params resolve to and that are there: all the suite's.
+
+    Raises:
+        InputError: see :func:`tsd.engine.published.check_suite`.
+    """
+    digest = data_digest(suite) if metrics is None else None
+    files = existing_metrics(get_runs(suite, digest)) if digest else list(metrics or ())
+    check_suite(suite.name, files, digest)
+    return files
 
 
 def make_tables(
@@ -88,7 +99,7 @@ def build_tables(
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
     counted = tables.model_results(read_json(models)["models"] if models else {})
-    given, server_notes = tables.external_results(tables.load_external(PARAMS), files)
+    given, server_notes = tables.external_results(tables.load_external(PARAMS), files, set(results["metric"]))
     parts = [part for part in (results, counted, given) if len(part)]
     shown = pd.concat(parts, ignore_index=True) if parts else results
     definitions = tables.chosen_tables(PARAMS, suite.tables)
@@ -136,6 +147,7 @@ def make_results_page(evidence: Path, output: Path) -> str:
 def _section(entry: dict[str, str], folder: Path) -> results_page.Section:
     suite = load_suite(entry["suite"])
     files = sorted(folder.glob("*.json"))
+    check_suite(suite.name, files)
     _, made = build_tables(suite, files)
     judgements, notes = judge(suite, files)
     shown = [table for table in made if results_page.says_something(table)]
@@ -186,7 +198,7 @@ def make_report(suite: Suite, output: Path) -> None:
         output: the file.
 
     Raises:
-        InputError: tables or figures have not been made.
+        InputError: tables or figures have not been made; or the verdicts are not those of the metrics.
     """
     folder = Path("results", suite.name)
     drawn: dict[str, str] = read_json(folder / "figures" / "figures.json")
@@ -195,9 +207,7 @@ def make_report(suite: Suite, output: Path) -> None:
         Picture(name, text, pictures[name].read_bytes()) for name, text in drawn.items() if pictures[name].exists()
     ]
     missing = {name: text for name, text in drawn.items() if not pictures[name].exists()}
-    claims: list[dict[str, str]] = []
-    if (folder / "claims.csv").exists():
-        claims = pd.read_csv(folder / "claims.csv", dtype=str, keep_default_na=False).to_dict("records")
+    claims = _claims_of(suite, folder / "claims.csv")
     table_page = folder / "tables" / "tables.html"
     if not table_page.exists():
         raise InputError(f"{table_page}: no such file; `snakemake --config suite={suite.name} -- report` makes all")
@@ -214,6 +224,24 @@ def make_report(suite: Suite, output: Path) -> None:
             _environments(suite),
         ),
     )
+
+
+def _claims_of(suite: Suite, path: Path) -> list[dict[str, str]]:
+    """Lines of ``claims.csv``; none if there is none.
+
+    Raises:
+        InputError: judging anew gives other lines.
+    """
+    if not path.exists():
+        return []
+    judgements, _ = judge(suite, _files(suite, None))
+    text = to_csv(judgements)
+    if path.read_text(encoding="utf-8", errors="replace") != text:
+        raise InputError(
+            f"{path}: not what the suite's metrics and draws give now; `snakemake --config suite={suite.name} -- "
+            "report` makes it anew, `tsd claims` alone does too"
+        )
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 def _environments(suite: Suite) -> list[dict[str, Any]]:

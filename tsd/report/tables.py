@@ -9,7 +9,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,31 +216,58 @@ def load_external(params: Path) -> pd.DataFrame:
         missing = [name for name in EXTERNAL_COLUMNS if pd.isna(frame.at[place, name])]
         if missing:
             raise ParamsError(f"{path}: line {place + 2}: {missing[0]}: no value")
+        sha256 = frame.at[place, "predictions_sha256"]
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ParamsError(
+                f"{path}: line {place + 2}: predictions_sha256: expected 64 hexadecimal digits, as the run's metrics "
+                f"file has them, got {sha256}"
+            )
         if not 0 <= values[place] <= 1:
             raise ParamsError(
                 f"{path}: line {place + 2}: value: expected a fraction from 0 to 1, got {frame.at[place, 'value']}"
             )
+    twice = frame.duplicated(["experiment", "digest", "predictions_sha256", "metric"])
+    if twice.any():
+        line = int(twice.to_numpy().argmax())
+        raise ParamsError(f"{path}: line {line + 2}: {frame.at[line, 'metric']} of this run is given before; keep one")
     return frame.assign(value=values.astype(float))
 
 
-def external_results(external: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
+def external_results(
+    external: pd.DataFrame, files: Sequence[Path], measured: Collection[str]
+) -> tuple[pd.DataFrame, list[str]]:
     """Servers' scores of the runs at hand, in the columns of :func:`collect_results`, and a note for those of others.
 
-    A score belongs to a run by experiment and digest. That of a run whose params have changed since is left out.
+    A score belongs to the run with its experiment, digest and predictions on the suite's val pictures: these tell seed
+    and test settings too. That of a run whose params have changed since, or of other predictions, is left out.
+
+    Args:
+        external: of :func:`load_external`.
+        files: metrics files of the runs.
+        measured: names of the figures that runs are measured by.
+
+    Raises:
+        ParamsError: a score under the name of a figure that runs are measured by: it would be averaged with theirs.
     """
     runs = [read_json(path)["run"] for path in files]
-    known = {(run["experiment"], run["digest"]): run for run in runs}
     records, notes = [], []
-    for row in external.to_dict("records"):
-        run = known.get((row["experiment"], row["digest"]))
-        if run is not None:
-            facts = _of_run(run)
-            records.append({**facts, "metric": row["metric"], "value": row["value"]})
+    for line, row in enumerate(external.to_dict("records"), start=2):
+        if row["metric"] in measured:
+            raise ParamsError(
+                f"params/external.csv: line {line}: metric: {row['metric']} is measured here, and would be averaged "
+                f"with the server's; expected a name of its own, such as testdev_{row['metric']}"
+            )
+        own = [run for run in runs if run["experiment"] == row["experiment"]]
+        same = [run for run in own if run["digest"] == row["digest"]]
+        known = [run for run in same if run["predictions_sha256"] == row["predictions_sha256"]]
+        if known:
+            records.append(_of_run(known[0]) | {"metric": row["metric"], "value": row["value"]})
             notes.append(f"{row['metric']} of {row['experiment']}: {row['server']}, {row['date']}.")
-        elif row["experiment"] in {run["experiment"] for run in runs}:
+        elif own:
+            key, other = ("predictions_sha256", "a run here") if same else ("digest", "today's params")
             notes.append(
-                f"{row['metric']} of {row['experiment']} by {row['server']} is left out: digest {row['digest']} is not"
-                " that of today's params."
+                f"{row['metric']} of {row['experiment']} by {row['server']} is left out: {key} {row[key][:12]} is not"
+                f" that of {other}."
             )
     return pd.DataFrame(records, columns=RESULT_COLUMNS), notes
 
