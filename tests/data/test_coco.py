@@ -3,13 +3,18 @@
 import copy
 import json
 import logging
+import math
 import os
 from pathlib import Path
 
+import cv2
+import mmcv
+import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 
-from tsd.data import coco
+from tsd.data import coco, masks
 from tsd.data.coco import load_coco
 from tsd.errors import InputError
 
@@ -119,15 +124,73 @@ def test_a_box_may_overhang_by_a_pixel(folder):
     assert load_coco(write(folder, content), None) == content
 
 
-@pytest.mark.parametrize("box", [[5, 5, 0, 4], [5, 5, 4, 0.0]])
-def test_a_box_of_zero_size_is_left_out_or_refused(folder, caplog, box):
-    content = changed("annotations.0.bbox", box)
+def with_one_more(**changes) -> dict:
+    """GOOD and annotation 3, a copy of annotation 1 with changes."""
+    content = copy.deepcopy(GOOD)
+    content["annotations"].append(GOOD["annotations"][0] | {"id": 3} | changes)
+    return content
+
+
+PASSED_OVER = [
+    ({"bbox": [5, 5, 0, 4]}, "with a box of zero width or height"),
+    ({"bbox": [5, 5, 4, 0.0]}, "with a box of zero width or height"),
+    ({"bbox": [-1, 5, 1, 10]}, "with a box wholly outside its picture"),
+    ({"bbox": [5, 30, 5, 1]}, "with a box wholly outside its picture"),
+    ({"bbox": [5, 5, 0.9, 10]}, "with a box narrower or lower than a pixel"),
+    ({"area": 0}, "with area 0"),
+    ({"ignore": 1}, "marked ignore: 1"),
+]
+"""Changes that make mmdet's training pass over an annotation without a word, and why it does."""
+
+
+@pytest.mark.parametrize(("changes", "why"), PASSED_OVER)
+def test_what_training_passes_over_is_left_out_or_refused(folder, caplog, changes, why):
+    content = with_one_more(**changes)
     with caplog.at_level(logging.WARNING):
         loaded = load_coco(write(folder, content), None)
-    assert [annotation["id"] for annotation in loaded["annotations"]] == [2]
-    assert "1 annotations left out" in caplog.text
+    assert [annotation["id"] for annotation in loaded["annotations"]] == [1, 2]
+    assert f"1 annotations left out, first annotation 3 {why}" in caplog.text
     (problem,) = problems(folder, content, on_degenerate="error")
-    assert "must be above 0" in problem
+    assert problem.startswith("annotation 3 (bbox [")
+    assert f") {why}: training leaves it out; mend or remove it, or say `degenerate: drop`" in problem
+
+
+def test_mmdet_trains_on_what_is_kept_and_on_nothing_else(folder):
+    from mmdet.datasets import CocoDataset
+
+    content = copy.deepcopy(GOOD)
+    content["annotations"] += [
+        GOOD["annotations"][0] | {"id": 3 + place} | changes for place, (changes, _) in enumerate(PASSED_OVER)
+    ]
+    kept = load_coco(write(folder, content), None)["annotations"]
+    dataset = CocoDataset(
+        str(folder / "instances.json"), metainfo={"classes": ["cat", "dog"]}, data_prefix={"img": ""}, test_mode=True
+    )
+    trained = [instance for index in range(2) for instance in dataset.get_data_info(index)["instances"]]
+    assert [annotation["id"] for annotation in kept] == [1, 2]
+    assert [instance["ignore_flag"] for instance in trained] == [0, 1]
+
+
+@pytest.mark.parametrize("policy", ["drop", "error"])
+@pytest.mark.parametrize(("changes", "why"), [*PASSED_OVER, ({"iscrowd": 1}, "marked iscrowd: 1")])
+def test_a_file_of_which_all_is_passed_over_is_refused(folder, policy, changes, why):
+    content = copy.deepcopy(GOOD)
+    content["annotations"] = [GOOD["annotations"][0] | {"id": number} | changes for number in (4, 5)]
+    (problem,) = problems(folder, content, on_degenerate=policy)
+    assert problem == f"annotations: none of 2 can be trained on: 2 {why} (first annotation 4)"
+
+
+def test_boxes_in_fractions_of_the_picture_are_recognised(folder):
+    content = changed("annotations.0.bbox", [0.25, 0.5, 0.5, 0.5])
+    del content["annotations"][1]
+    (problem,) = problems(folder, content)
+    assert problem.endswith("; bbox is in pixels, and these read like fractions of the picture")
+
+
+@pytest.mark.parametrize("name", ["images", "annotations"])
+def test_an_empty_file_is_refused(folder, name):
+    content = GOOD | {"annotations": [], name: []}
+    assert problems(folder, content) == [f"{name}: empty; expected one at least"]
 
 
 def test_broken_json_is_located(folder):
@@ -147,13 +210,92 @@ def test_problems_are_listed_up_to_twenty(folder):
     assert listed[-1] == "and 5 more problems"
 
 
-@pytest.mark.parametrize("mask", [[], [[1, 2, 3, 4]], {"size": [1, 1]}, "RLE", None])
-def test_a_missing_or_broken_mask_is_named_where_masks_are_needed(folder, mask):
+POLYGON = [5, 5, 15, 5, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([], "expected polygons of at least three points or a run-length code, got []"),
+        ("RLE", "expected polygons of at least three points or a run-length code, got 'RLE'"),
+        (None, "expected polygons of at least three points or a run-length code, got None"),
+        ({"size": [1, 1]}, "expected polygons of at least three points or a run-length code, got {'size': [1, 1]}"),
+        ([[1, 2, 3, 4]], "expected polygons of at least three points, x and y of each, got [1, 2, 3, 4]"),
+        ([POLYGON, [*POLYGON, 1]], "expected polygons of at least three points, x and y of each, got [5, 5, 15"),
+        ([None], "expected polygons of at least three points, x and y of each, got None"),
+        ([[*POLYGON[:5], None]], "expected polygons of finite numbers, got [5, 5, 15, 5, 15, None]"),
+        ([[*POLYGON[:5], "7"]], "expected polygons of finite numbers, got [5, 5, 15, 5, 15, '7']"),
+        ([[*POLYGON[:5], [7]]], "expected polygons of finite numbers, got [5, 5, 15, 5, 15, [7]]"),
+        ([[*POLYGON[:5], 10**30]], "expected polygons of finite numbers, got [5, 5, 15"),
+        ([[*POLYGON[:5], math.nan]], "expected polygons of finite numbers, got [5, 5, 15, 5, 15, nan]"),
+        ([[*POLYGON[:5], math.inf]], "expected polygons of finite numbers, got [5, 5, 15, 5, 15, inf]"),
+        (
+            [[*POLYGON[:5], 1e9]],
+            "a polygon reaches from (5, 5) to (15, 1e+09), far outside its picture of 40x30 pixels",
+        ),
+        ([[41, 5, 45, 5, 45, 9]], "it lies outside its picture of 40x30 pixels: from (41, 5) to (45, 9)"),
+        (
+            {"size": [40, 30], "counts": [600, 600]},
+            "size: expected [30, 40], the picture's [height, width], got [40, 30]",
+        ),
+        ({"size": [30, 40], "counts": [600, 601]}, "counts: expected 1200 pixels in all, 40 x 30, got 1201"),
+        (
+            {"size": [30, 40], "counts": [1200]},
+            "counts: expected a pixel at least that belongs to the object, got none",
+        ),
+        ({"size": [30, 40], "counts": [math.inf]}, "counts: expected the lengths of runs, as a list of integers"),
+        ({"size": [30, 40], "counts": [-1, 1201]}, "counts: expected the lengths of runs, as a list of integers"),
+        ({"size": [30, 40], "counts": None}, "counts: expected the lengths of runs, as a list of integers"),
+        ({"size": [30, 40], "counts": "`"}, "counts: expected the lengths of runs, as a list of integers"),
+        ({"size": [30, 40], "counts": "runs of ä"}, "counts: expected the lengths of runs, as a list of integers"),
+        ({"size": [30, 40], "counts": "oooooooooooo1"}, "counts: expected the lengths of runs, as a list of integers"),
+        ({"size": [30, 40], "counts": "ooooo1"}, "counts: expected 1200 pixels in all, 40 x 30, got 67108863"),
+    ],
+)
+def test_a_missing_or_broken_mask_is_named_where_masks_are_needed(folder, mask, expected):
     content = changed("annotations.0.segmentation", mask)
-    write(folder, content)
-    load_coco(folder / "instances.json", None)
-    found = problems(folder, content, masks=True)
-    assert f"annotation {content['annotations'][0]['id']}: segmentation: expected polygons" in found[0]
+    content["annotations"][1]["segmentation"] = {"size": [20, 20], "counts": [0, 400]}
+    load_coco(write(folder, content), None)
+    (problem,) = problems(folder, content, masks=True)
+    assert problem.startswith(f"annotation 1: segmentation, which a detector with masks needs: {expected}")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+def test_run_length_codes_of_pycocotools_are_read_as_it_reads_them(share):
+    mask = np.random.default_rng(3).random((37, 61)) < share
+    code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    code["counts"] = code["counts"].decode()
+    pixels = mask.T.ravel()
+    bounds = np.concatenate(([0], np.flatnonzero(np.diff(pixels)) + 1, [pixels.size]))
+    runs = [0] * bool(pixels[0]) + np.diff(bounds).tolist()
+    assert masks._runs(code["counts"]) == runs
+    assert masks.annotated_mask_problem(code, (61, 37)) is None
+    assert masks.annotated_mask_problem({"size": [37, 61], "counts": runs}, (61, 37)) is None
+
+
+def test_a_picture_too_thin_to_resize_is_named(folder):
+    content = changed("images.1.width", 3000)
+    content["images"][1]["height"] = 1
+    content["annotations"][1]["bbox"] = [0, 0, 20, 1]
+    load_coco(write(folder, content), None, sizes=[(3000, 800)])
+    (problem,) = problems(folder, content, sizes=[(3000, 800), (1333, 800)])
+    assert problem == (
+        "picture 8, b.png: 3000x1 pixels are too thin: resized to fit 1333x800 no pixel is left of a side; "
+        "remove or cut the picture"
+    )
+
+
+@pytest.mark.parametrize("width", [2665, 2666, 2667, 3000])
+def test_too_thin_is_what_mmcv_cannot_resize(folder, width):
+    content = GOOD | {"images": [GOOD["images"][0] | {"width": width, "height": 1}]}
+    content["annotations"] = [GOOD["annotations"][0] | {"bbox": [0, 0, 9, 1]}]
+    path = write(folder, content)
+    try:
+        mmcv.imrescale(np.zeros((1, width, 3), np.uint8), (1333, 800))
+    except cv2.error:
+        assert "too thin" in problems(folder, content, sizes=[(1333, 800)])[0]
+    else:
+        load_coco(path, None, sizes=[(1333, 800)])
 
 
 def test_a_missing_picture_is_named(folder):
@@ -197,7 +339,8 @@ def test_real_coco_passes_with_every_picture_decoded(real_data, split):
 
 def test_categories_are_read_once_and_nothing_else_is_kept(tmp_path, monkeypatch):
     path = tmp_path / "instances.json"
-    truth = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}]}
+    truth = GOOD | {"categories": [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}]}
+    truth["annotations"] = [GOOD["annotations"][0] | {"category_id": 7}]
     path.write_text(json.dumps(truth))
     assert coco.read_categories(path) == ((7, "b"), (3, "a"))
     monkeypatch.setattr(coco, "read_json", lambda _: pytest.fail("read again"))

@@ -83,9 +83,10 @@ def read_classes(run: Run) -> list[str]:
 
         # Display names are not unique: a class is its MID.
         return list(read_challenge_classes(run.suite.challenge.classes)[0])
-    masks = has_masks(run.settings)
+    masks, sizes = has_masks(run.settings), resized_to(run.settings)
     found = {
-        split: read_categories(run.suite.split(split)[0], run.suite.on_degenerate, masks) for split in ("train", "val")
+        split: read_categories(run.suite.split(split)[0], run.suite.on_degenerate, masks, sizes)
+        for split in ("train", "val")
     }
     if found["train"] != found["val"]:
         odd = sorted(set(found["train"]) ^ set(found["val"]))
@@ -94,6 +95,15 @@ def read_classes(run: Run) -> list[str]:
             f"{f' in {odd[0]}' if odd else ' in their order'}; both files must list the same, in the same order"
         )
     return [name for _, name in found["train"]]
+
+
+def resized_to(settings: Settings) -> tuple[tuple[int, int], ...]:
+    """(longer, shorter) sides in pixels that training and evaluation resize pictures to fit; the least of a range."""
+    sizes = [settings["input"]["size"], *settings["test"].get("sizes", [])]
+    bounds = {(max(size), min(size)) for size in sizes}
+    if training := settings["input"].get("train_sizes"):
+        bounds.add((min(max(size) for size in training), min(min(size) for size in training)))
+    return tuple(sorted(bounds))
 
 
 def _data(run: Run, classes: list[str]) -> Config:

@@ -176,7 +176,7 @@ class Suite:
 
     @property
     def on_degenerate(self) -> Literal["drop", "error"]:
-        """What becomes of boxes of zero size in the suite's annotations."""
+        """What becomes of what training passes over in the suite's annotations, such as boxes of zero size."""
         return "drop" if self.data.get("degenerate") == "drop" else "error"
 
     def split(self, name: str) -> tuple[Path, Path]:

@@ -5,7 +5,9 @@ from pathlib import Path
 from tsd.data.coco import load_coco
 from tsd.data.formats.coco_archives import verify_folder
 from tsd.data.manifest import read_manifest, unpack, verify
+from tsd.engine.config import resized_to
 from tsd.engine.identity import data_digest, manifest_path, pinned, suite_source
+from tsd.engine.model import has_masks
 from tsd.engine.params import Suite
 from tsd.errors import InputError
 
@@ -35,10 +37,12 @@ def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object
     manifest = manifest_path(suite)
     if manifest is not None and suite.fetched is None:
         _verify_generated(suite, manifest)
+    masks = any(map(has_masks, suite.settings.values()))
+    sizes = sorted({size for settings in suite.settings.values() for size in resized_to(settings)})
     counts = {}
     for split in ("train", "val"):
-        annotations, images = suite.split(split)
-        counts[split] = len(load_coco(annotations, images, check_pictures, suite.on_degenerate)["images"])
+        content = load_coco(*suite.split(split), check_pictures, suite.on_degenerate, masks, sizes)
+        counts[split] = len(content["images"])
     return {"suite": suite.name, "data_digest": data_digest(suite), **counts}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from tsd.data.coco import MOST, Coco, read_coco
+from tsd.data.coco import MOST, Coco, check_trained_on, read_coco
 from tsd.data.fetch import alone, fetch_files
 from tsd.data.formats.coco_place import NEEDED, PARTS, SPLITS, Place, identity, is_there, wanted_files
 from tsd.data.manifest import Manifest, describe_file, digest, dump, read_manifest, verify_annotations
@@ -147,6 +147,7 @@ def _look_through(place: Place, source: Source) -> dict[str, dict[str, int]]:
     for split in SPLITS:
         annotations, images = place.split(split)
         content = read_coco(annotations)
+        check_trained_on(annotations, content)
         problems += _count_problems(annotations, content, source, split)
         sizes[split], wrong = compare_pictures(images, content["images"], known[split] if known is not None else None)
         problems += wrong
