@@ -190,6 +190,34 @@ def test_masks_are_scored_by_their_own_overlap(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, "expected a run-length code with size and counts, got None"),
+        ([[1, 1, 9, 1, 9, 9]], "expected a run-length code with size and counts, got"),
+        (
+            {"size": [100, 100], "counts": [10**4]},
+            r"counts: expected COCO's text of the lengths of runs, got \[10000\]",
+        ),
+        ({"size": [100, 100], "counts": "`"}, "counts: expected COCO's text of the lengths of runs, got '`'"),
+        ({"size": [10**6, 10**6], "counts": "0"}, r"size: expected \[100, 100\], the picture's"),
+    ],
+)
+def test_a_broken_mask_is_named_before_it_is_drawn(tmp_path, mask, expected):
+    truth = scene([[10, 10, 50, 50]])
+    truth["annotations"][0]["segmentation"] = [[10, 10, 60, 10, 60, 60, 10, 60]]
+    detections = found([10, 10, 50, 50])
+    detections[0]["segmentation"] = mask
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(detections))
+    with pytest.raises(InputError, match=f"found.json: entry 0: segmentation: {expected}"):
+        evaluate_coco(tmp_path / "truth.json", tmp_path / "found.json", "segm")
+    truth["annotations"][0]["segmentation"] = [[10, 10, 60, 10, 60, 1e12]]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(InputError, match=r"truth.json: annotation 1: segmentation, .* far outside its picture"):
+        evaluate_coco(tmp_path / "truth.json", tmp_path / "found.json", "segm")
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"image_id": [1]}, r"image_id \[1\]: expected an integer"),

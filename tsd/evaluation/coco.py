@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tsd.data.coco import read_coco
+from tsd.data.masks import detected_mask_problem
 from tsd.errors import InputError
 from tsd.files import read_json
 
@@ -48,7 +49,7 @@ def evaluate_coco(
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    truth = read_coco(annotations) if isinstance(annotations, Path) else annotations
+    truth = read_coco(annotations, masks=iou_type == "segm") if isinstance(annotations, Path) else annotations
     results = read_predictions(predictions, truth, iou_type)
     evaluation = _evaluate(truth, results, iou_type, backend)
     precision = evaluation.eval["precision"]  # (T IoUs, R recalls, K classes, A areas, M detections per picture)
@@ -116,7 +117,7 @@ def read_predictions(
     content = read_json(predictions) if isinstance(predictions, Path) else predictions
     if not isinstance(content, list):
         raise InputError(f"{source}: expected a list of COCO results, got {type(content).__name__}")
-    images = {image["id"] for image in truth["images"]}
+    images = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     for index, result in enumerate(content):
@@ -129,7 +130,7 @@ def read_predictions(
     )
 
 
-def _problem(result: Any, images: set[int], categories: set[int], shape: str) -> str | None:
+def _problem(result: Any, images: dict[int, tuple[int, int]], categories: set[int], shape: str) -> str | None:
     if not isinstance(result, dict):
         return f"expected an object, got {type(result).__name__}"
     for key in ("image_id", "category_id", "score", shape):
@@ -150,6 +151,8 @@ def _problem(result: Any, images: set[int], categories: set[int], shape: str) ->
             return f"bbox {box!r}: expected four finite numbers [x, y, width, height]"
         if box[2] < 0 or box[3] < 0:
             return f"bbox {box!r}: width and height must not be negative"
+    elif problem := detected_mask_problem(result[shape], images[result["image_id"]]):
+        return f"segmentation: {problem}"
     return None
 
 
