@@ -322,6 +322,20 @@ def test_a_picture_of_another_size_is_found_when_pictures_are_decoded(folder):
     assert problem.endswith("a.jpg is 30x40 pixels, but its annotation says 40x30")
 
 
+@pytest.mark.parametrize("shape", [(20, 20), (20, 20, 3)])
+def test_a_picture_of_sixteen_bits_is_found_when_pictures_are_decoded(folder, shape):
+    cv2.imwrite(str(folder / "b.png"), np.full(shape, 4095, np.uint16))
+    (problem,) = problems(folder, GOOD, images=True, check_pictures=True)
+    assert problem.endswith("b.png has 16 bits a channel; expected 8: save it anew, scaled to 0 to 255")
+
+
+def test_a_picture_that_training_cannot_decode_is_found_when_pictures_are_decoded(folder):
+    """Pillow reads TIFFs of 32 bits, OpenCV does not."""
+    Image.new("F", (20, 20)).save(folder / "b.png", "TIFF")
+    (problem,) = problems(folder, GOOD, images=True, check_pictures=True)
+    assert problem.endswith("b.png is corrupt: it can't be decoded")
+
+
 def test_a_changed_file_is_read_again(folder):
     path = folder / "instances.json"
     load_coco(path, None)

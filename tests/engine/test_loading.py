@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tsd.data.class_aware import ClassAwareSequence, ClassIndex
+from tsd.data.decode import decode
 from tsd.engine.adapters.loading import ClassAwareEpochSampler, EpochSampler, ResumableBatchSampler, StrictLoadImage
 from tsd.errors import InputError
 
@@ -131,3 +132,27 @@ def test_pictures_of_other_colour_modes_have_three_channels_too(picture, mode):
 
     Image.new(mode, (30, 20), 128 if mode == "L" else (128, 0, 0, 0)).save(picture["img_path"], "JPEG")
     assert StrictLoadImage()(picture)["img"].shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)])
+def test_a_picture_of_sixteen_bits_is_refused(picture, tmp_path, shape):
+    import cv2
+
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.full(shape, 4095, np.uint16))
+    with pytest.raises(InputError, match=r"a.png: picture 7 has 16 bits a channel; expected 8: save it anew, scaled"):
+        StrictLoadImage()(picture | {"img_path": str(path)})
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_to_look_for_sixteen_bits_changes_no_picture_of_eight(mode):
+    import io
+
+    import cv2
+    from PIL import Image
+
+    pixels = np.random.default_rng(4).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "PNG")
+    plain = cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert np.array_equal(decode(file.getvalue()), plain)

@@ -1,4 +1,4 @@
-"""Data of one's own: what a training could not use is named before it begins, for the detectors that it is meant for."""
+"""Data of one's own: what a training could not use is named before it begins, for the detectors that it has."""
 
 import json
 
@@ -70,5 +70,5 @@ def test_pictures_are_too_thin_for_the_sizes_that_the_suite_resizes_to(own):
         {"input": {"size": [1400, 700], "train_sizes": [[1400, 700], [600, 500]]}},
         {"input": {"size": [1400, 700]}, "test": {"sizes": [[1400, 700], [600, 500]]}},
     ):
-        with pytest.raises(InputError, match="picture 7, a.png: 1400x1 pixels are too thin: resized to fit 600x500"):
+        with pytest.raises(InputError, match=r"picture 7, a.png: 1400x1 pixels are too thin: resized to fit 600x500"):
             verify_suite(own(**thin, override=settings))

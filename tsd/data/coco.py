@@ -1,5 +1,6 @@
 """COCO instances files, read with every assumption checked before a training relies on it."""
 
+import io
 import logging
 import math
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from tsd.data.decode import decode
 from tsd.data.masks import annotated_mask_problem
 from tsd.errors import InputError
 from tsd.files import read_json
@@ -42,7 +44,7 @@ def load_coco(
     Args:
         annotations: the JSON file.
         images: folder of the pictures; each listed one must be there. None: pictures are not looked at.
-        check_pictures: also decode every picture and compare its size with the annotation's.
+        check_pictures: also decode every picture, as training does, and compare its size with the annotation's.
         on_degenerate: what becomes of an annotation that training passes over (:data:`PASSED_OVER`). COCO's own
             train2017 has such, so "drop" leaves them out of what is returned and logs a warning; "error" refuses them.
         masks: every annotation must have a segmentation: polygons or a run-length code, of its picture's size.
@@ -338,11 +340,17 @@ def _picture_problems(content: Coco, folder: Path, decode: bool) -> Iterator[str
 
 def _decode_problem(path: Path, image: dict[str, Any]) -> str | None:
     try:
-        with Image.open(path) as picture:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
             picture.load()
-            size = picture.size
+            size, form = picture.size, picture.format
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         return f"is corrupt: {error}"
     if size != (image["width"], image["height"]):
         return f"is {size[0]}x{size[1]} pixels, but its annotation says {image['width']}x{image['height']}"
+    if form != "JPEG":  # that has 8 bits, and training reads it as Pillow does
+        try:
+            decode(content)
+        except ValueError as problem:
+            return str(problem)
     return None

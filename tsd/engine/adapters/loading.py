@@ -1,21 +1,19 @@
 """Loading for training that can stop and go on anywhere: order and augmentation depend on (seed, position) only."""
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from mmengine.dist import get_dist_info
 from mmengine.registry import FUNCTIONS
-from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from tsd.data.class_aware import ClassAwareSequence, ClassIndex
+from tsd.data.decode import decode
 from tsd.engine import stopping
 from tsd.engine.adapters.openimages import StoredOpenImages
 from tsd.engine.adapters.random import seed_all
@@ -208,20 +206,18 @@ class StrictLoadImage(BaseTransform):
     """Decode a picture to BGR uint8 (H, W, 3); a missing, corrupt or wrongly sized one stops the run and is named.
 
     Raises:
-        InputError: the file is missing or can't be decoded, or its size is not the annotation's.
+        InputError: the file is missing, can't be decoded or has more than 8 bits a channel, or its size is not the
+            annotation's.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         path = Path(results["img_path"])
         if not path.is_file():
             raise InputError(f"{path}: picture {results.get('img_id')} is missing")
-        content = path.read_bytes()
-        data = np.frombuffer(content, dtype=np.uint8)
-        # Annotations are in the stored pixel order: an EXIF rotation must not be applied.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(data, flags) if data.size else None
-        if image is None or _is_truncated(content):
-            raise InputError(f"{path}: picture {results.get('img_id')} is corrupt: it can't be decoded")
+        try:
+            image = decode(path.read_bytes())
+        except ValueError as problem:
+            raise InputError(f"{path}: picture {results.get('img_id')} {problem}") from None
         expected = (results.get("height"), results.get("width"))
         if expected != (None, None) and image.shape[:2] != expected:
             raise InputError(
@@ -241,18 +237,3 @@ class InclusiveBoxes(BaseTransform):
         boxes = results["gt_bboxes"].tensor
         boxes[:, 2:] = (boxes[:, 2:] - 1).maximum(boxes[:, :2])
         return results
-
-
-def _is_truncated(content: bytes) -> bool:
-    """Whether a JPEG ends too early: OpenCV fills the rest with grey and says nothing.
-
-    A JPEG ends with its end-of-image marker; where that is not in the last kilobyte, Pillow's decoder decides.
-    """
-    if not content.startswith(b"\xff\xd8") or b"\xff\xd9" in content[-1024:]:
-        return False
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-    except (OSError, SyntaxError):
-        return True
-    return False
