@@ -70,6 +70,8 @@ def test_bad_input_is_2_and_a_sentence(project, capsys):
     assert main(["data", "generate", "--out", "x", "--set", "size"]) == 2
     assert main(["data", "generate", "--out", "x", "--set", "sizes=3"]) == 2
     assert "generate.sizes: unknown key" in capsys.readouterr().err
+    assert main(["data", "generate", "--out", "x", "--set", "size=["]) == 2
+    assert "--set size=[: line 1 column 2: " in capsys.readouterr().err
     assert not (project / "x").exists()
 
 

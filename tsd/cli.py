@@ -133,7 +133,8 @@ def _generate(args: Args) -> int:
         spec, out = _pairs(args.set), args.out
         if out is None:
             raise InputError("tsd data generate: give --suite NAME, or --out FOLDER with --set key=value …")
-    generate(SceneSpec.from_dict(spec), out, workers=args.workers, force=args.force)
+    with _cleaning_up_at_sigterm():
+        generate(SceneSpec.from_dict(spec), out, workers=args.workers, force=args.force)
     return 0
 
 
@@ -716,14 +717,14 @@ def _run(args: Args) -> Any:
 
 
 def _pairs(pairs: list[str]) -> dict[str, Any]:
-    import yaml
+    from tsd.files import parse_yaml
 
     spec = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
             raise InputError(f"--set {pair}: expected key=value")
-        spec[key] = yaml.safe_load(value)
+        spec[key] = parse_yaml(value, f"--set {pair}")
     return spec
 
 

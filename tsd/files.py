@@ -109,44 +109,92 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
+MOST_REPEATED = 10_000
+"""Values that the aliases of a YAML file may repeat in all: a few lines of them can stand for billions."""
+
+
 def read_yaml(path: Path) -> Any:
-    """Read YAML with plain types; a key given twice is an error.
+    """Read YAML with plain types; a key given twice is an error, one that a merge (``<<``) brings and that is given is
+    not.
 
     Raises:
-        ParamsError: missing file, broken YAML, or a repeated key; names line and column.
+        ParamsError: missing file, broken YAML, a repeated key, or aliases that repeat too much; names line and column.
     """
     from tsd.errors import ParamsError
 
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ParamsError(f"{path}: is a folder; expected a YAML file") from None
     except UnicodeDecodeError:
         raise ParamsError(f"{path}: not UTF-8 text") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """As :func:`read_yaml`, of a text; ``where`` it is from.
+
+    Raises:
+        ParamsError: as :func:`read_yaml`.
+    """
+    from tsd.errors import ParamsError
+
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        sizes: dict[int, int] = {}
+        if _size(node, sizes) - len(sizes) > MOST_REPEATED:
+            raise yaml.YAMLError(f"aliases repeat more than {MOST_REPEATED} values; write out what is meant")
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
-        raise ParamsError(f"{path}: {where}{getattr(error, 'problem', error)}") from None
+        place = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
+        raise ParamsError(f"{where}: {place}{getattr(error, 'problem', error)}") from None
     except (
         ValueError,
         TypeError,
         RecursionError,
     ) as error:
         # A date that is none, a list as a key, thousands of brackets.
-        raise ParamsError(f"{path}: not plain YAML: {error}") from None
+        raise ParamsError(f"{where}: not plain YAML: {error}") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes that a node has in all, written out. ``known`` takes those of each node in it, by identity."""
+    if id(node) not in known:
+        known[id(node)] = 1  # for one that is in itself
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] += sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Bring in what is merged; before that, keys are as they are written."""
+        if id(node) not in self.checked:
+            self.checked.add(id(node))
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                merges = key_node.tag == "tag:yaml.org,2002:merge"
+                key = key_node.value if merges else self.construct_object(key_node, deep=True)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key)
+        super().flatten_mapping(node)
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:

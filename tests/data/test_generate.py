@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -311,3 +315,38 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_what_was_there(tmp_path, mo
             generate(SceneSpec.from_dict({**SMALL, "seed": 9}), target, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert contents(out) == before
+
+
+def test_what_was_there_comes_back_if_the_new_data_cannot_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    generate(SceneSpec.from_dict(SMALL), out)
+    before, rename = contents(out), Path.rename
+
+    def stopped(path, target):
+        if path.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        generate(SceneSpec.from_dict({**SMALL, "seed": 9}), out, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert contents(out) == before
+
+
+def test_sigterm_ends_the_workers_too_and_leaves_nothing(tmp_path):
+    words = ("data", "generate", "--out", tmp_path / "out", "--workers", "2", "--set", "train=100000", "size=64")
+    with subprocess.Popen([sys.executable, "-m", "tsd.cli", *words], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob(".*.tmp/train/*.jpg")):
+            time.sleep(0.05)
+        workers = _children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        assert process.stderr.read().splitlines()[-1].endswith("stopped by signal SIGTERM")
+    assert len(workers) == 2
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    assert list(tmp_path.iterdir()) == []
+
+
+def _children(parent: int) -> list[str]:
+    return Path(f"/proc/{parent}/task/{parent}/children").read_text().split()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,37 @@ def test_broken_yaml_and_repeated_keys_are_named_with_their_line(tmp_path):
     path.write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ParamsError, match=r"a.yaml: line 3 column 1: key 'a' is given twice"):
         read_yaml(path)
+
+
+def test_merge_keys_bring_in_what_is_not_written(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("c:\n  deep: [&b {<<: &a {x: 1, z: 3}, x: 2}]\n  d: {<<: *b, y: 3}\ne: {<<: [*a, *b], z: 4}\n")
+    assert read_yaml(path) == {
+        "c": {"deep": [{"x": 2, "z": 3}], "d": {"x": 2, "z": 3, "y": 3}},
+        "e": {"x": 1, "z": 4},
+    }
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2, y: 3}\n")
+    with pytest.raises(ParamsError, match=r"a.yaml: line 2 column 19: key 'y' is given twice"):
+        read_yaml(path)
+    path.write_text("b: {<<: 3}\n")
+    with pytest.raises(ParamsError, match=r"a.yaml: line 1 column 9: expected a mapping or list of mappings for merg"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_of_aliases_are_bounded(project, form):
+    """Nine levels of nine stand for 387 million values, which a schema would take minutes to look through."""
+    first = "x" if form == "[{}]" else "{x: 1}"
+    lines = [f"a0: &a0 {form.format(', '.join([first] * 9))}"]
+    lines += [f"a{n}: &a{n} {form.format(', '.join([f'*a{n - 1}'] * 9))}" for n in range(1, 9)]
+    path = project / "params/suites/tiny.yaml"
+    path.write_text("\n".join(lines))
+    start = time.monotonic()
+    with pytest.raises(ParamsError, match=r"tiny.yaml: aliases repeat more than 10000 values; write out what is meant"):
+        load_suite("tiny")
+    assert time.monotonic() - start < 5
+    path.write_text("a: &a [1, 2, 3]\nb: [" + "*a, " * 1000 + "]\n")
+    assert len(read_yaml(path)["b"]) == 1000
 
 
 def test_what_refers_to_itself_is_named_and_what_is_long_is_cut(project):

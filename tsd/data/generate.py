@@ -8,12 +8,15 @@ their order matters.
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,14 +169,16 @@ def generate(spec: SceneSpec, out: Path, workers: int = 1, force: bool = False) 
             return
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    old = out.parent / f".{out.name}.{os.getpid()}.old"
     try:
         _write(spec, temporary, workers)
-        old = out.parent / f".{out.name}.{os.getpid()}.old"
         if out.exists():
             out.rename(old)
         temporary.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -205,7 +210,7 @@ def _write(spec: SceneSpec, folder: Path, workers: int) -> None:
         (folder / split).mkdir()
         count = getattr(spec, split)
         job = partial(_save_scene, spec, split, folder / split)
-        with ProcessPoolExecutor(workers) if workers > 1 else _Serial() as pool:
+        with _pool(workers) as pool:
             scenes = list(
                 tqdm(pool.map(job, range(count), chunksize=16), total=count, desc=split, unit="picture", mininterval=2)
             )
@@ -227,14 +232,32 @@ def _write(spec: SceneSpec, folder: Path, workers: int) -> None:
     (folder / MANIFEST).write_text(dump(manifest))
 
 
+@contextmanager
+def _pool(workers: int) -> Iterator["ProcessPoolExecutor | _Serial"]:
+    """Processes that end with what they are used for: at once if it fails or is stopped."""
+    if workers <= 1:
+        yield _Serial()
+        return
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, initializer=_obey_only_the_parent)
+    try:
+        yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _obey_only_the_parent() -> None:
+    """Start of a worker: Ctrl-C reaches all and is the parent's to handle; its own handlers are for it alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class _Serial:
     """The part of a process pool that is used, in this process."""
-
-    def __enter__(self) -> "_Serial":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def map(self, function: Callable[[int], Any], items: Iterable[int], chunksize: int = 1) -> Iterable[Any]:
         return map(function, items)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tsd.errors import ParamsError
+from tsd.files import read_yaml
 
 MIRROR = "TSD_MIRROR"
 """Environment variable: address below which every source has a folder of its name."""
@@ -65,10 +64,7 @@ def load_source(name: str, root: Path = Path(".")) -> Source:
         ParamsError: no such file or source, a key that is missing or unknown, a value of the wrong type.
     """
     path = root / "params" / "sources.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ParamsError(f"{path}: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or name not in content:
         known = ", ".join(content) if isinstance(content, dict) else "none"
         raise ParamsError(f"{path}: no source {name!r}; there are: {known}")

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tsd.engine.identity import PIN, data_digest, manifest_path, pinned
 from tsd.engine.params import Run, Settings, Suite, existing_metrics, get_runs, lineage, load_suite
 from tsd.errors import InputError, ParamsError
-from tsd.files import read_json
+from tsd.files import parse_yaml, read_json
 from tsd.report import tables
 from tsd.status import read_status
 from tsd.tracking.store import find_run, tracking_uri, without_password
@@ -168,10 +166,7 @@ def what_if(suite: Suite, changes: Sequence[str], experiments: Sequence[str]) ->
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise ParamsError(f"--set {change}: {name} has got a value already")
-        try:
-            place[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ParamsError(f"--set {change}: {error}") from None
+        place[last] = parse_yaml(value, f"--set {change}")
     digest = data_digest(suite)
     edited = load_suite(suite.name, suite.root, edits=dict.fromkeys(experiments, edit))
     lines = []
