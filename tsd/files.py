@@ -78,6 +78,19 @@ def nearest(path: Path) -> Path:
     return next(folder for folder in (real, *real.parents) if folder.is_dir())
 
 
+def path_problem(path: str) -> str | None:
+    """What is expected in place of a path that no file can have; None: one can. Limits are Linux's."""
+    try:
+        encoded = path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "a path in UTF-8"
+    if not encoded or b"\0" in encoded:
+        return "a path, of one character at least and without a zero byte"
+    if len(encoded) > 4095 or max(map(len, encoded.split(b"/"))) > 255:
+        return "a path of at most 4095 bytes, and 255 of each name in it"
+    return None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

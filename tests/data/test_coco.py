@@ -30,6 +30,7 @@ GOOD = {
     "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog", "supercategory": "animal"}],
 }
 
+PATH = "a file's path in UTF-8, of at most 255 bytes a name"
 TOO_LARGE = "expected an integer below 2**53, since evaluators confuse larger ones"
 
 
@@ -82,6 +83,9 @@ def changed(where: str, value) -> dict:
         ("categories", [], "categories: empty"),
         ("images.1", "b.png", "images.1: expected an object, got 'b.png'"),
         ("images.0.file_name", ..., "images.0 (id 7): missing key 'file_name'"),
+        ("images.0.file_name", "\ud800", f"images.0 (id 7): file_name: expected {PATH}, got '\\ud800'"),
+        ("images.0.file_name", "a\0b", f"images.0 (id 7): file_name: expected {PATH}, got 'a\\x00b'"),
+        ("images.0.file_name", "a" * 256, f"images.0 (id 7): file_name: expected {PATH}, got 'a" + "a" * 98),
         ("images.0.id", ..., "images.0: missing key 'id'"),
         ("images.1.id", 7, "images.1: id 7 is used twice"),
         ("images.1.id", [8], "images.1 (id [8]): id: expected an integer, got [8]"),

@@ -342,6 +342,34 @@ def test_broken_yaml_and_repeated_keys_are_named_with_their_line(tmp_path):
         read_yaml(path)
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("data/{x}/train", "a path without braces, which Snakemake takes for a wildcard, got 'data/{x}/train'"),
+        ("data/}", "a path without braces"),
+        ("", "a path, of one character at least"),
+        ("a\0b", "a path, of one character at least and without a zero byte, got 'a\\x00b'"),
+        ("a\ud800", "a path in UTF-8, got 'a\\ud800'"),
+        ("ä" * 128, "a path of at most 4095 bytes, and 255 of each name in it, got '\\xe4"),
+        ("a/" * 2048, "a path of at most 4095 bytes"),
+    ],
+)
+@pytest.mark.parametrize("key", ["folder", "train.images", "val.annotations"])
+def test_a_path_that_cannot_be_or_that_snakemake_would_expand_is_refused(project, key, path, expected):
+    def change(content):
+        if key == "folder":
+            content["data"]["folder"] = path
+            return
+        split, name = key.split(".")
+        data = {of: {"annotations": "own.json", "images": "own"} for of in ("train", "val")}
+        data[split][name] = path
+        content["data"] = {"format": "coco", **data}
+
+    edit(project, change)
+    with pytest.raises(ParamsError, match=re.escape(f"tiny.yaml: data.{key}: expected {expected}")):
+        load_suite("tiny")
+
+
 def test_merge_keys_bring_in_what_is_not_written(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("c:\n  deep: [&b {<<: &a {x: 1, z: 3}, x: 2}]\n  d: {<<: *b, y: 3}\ne: {<<: [*a, *b], z: 4}\n")

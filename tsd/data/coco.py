@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from tsd.data.decode import decode
 from tsd.data.masks import annotated_mask_problem
 from tsd.errors import InputError
-from tsd.files import read_json
+from tsd.files import path_problem, read_json
 
 MOST = 20
 """Problems listed before the rest is only counted."""
@@ -143,7 +143,7 @@ def _raise(annotations: Path, problems: Iterator[str]) -> None:
 
 
 KEYS: dict[str, dict[str, str]] = {
-    "images": {"id": "integer", "file_name": "text", "width": "size", "height": "size"},
+    "images": {"id": "integer", "file_name": "path", "width": "size", "height": "size"},
     "annotations": {"id": "integer", "image_id": "integer", "category_id": "integer", "bbox": "box", "area": "number"},
     "categories": {"id": "integer", "name": "text"},
 }
@@ -153,6 +153,7 @@ EXPECTED = {
     "integer": "an integer",
     "size": "a positive integer",
     "text": "text",
+    "path": "a file's path in UTF-8, of at most 255 bytes a name",
     "number": "a number of at least 0",
     "box": "four finite numbers [x, y, width, height]",
 }
@@ -170,6 +171,8 @@ def _is(kind: str, value: Any) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and value > 0
         case "text":
             return isinstance(value, str) and value != ""
+        case "path":
+            return isinstance(value, str) and path_problem(value) is None
         case "number":
             return _is_number(value) and value >= 0
         case _:
@@ -195,7 +198,7 @@ def _structure_problems(content: Any) -> Iterator[str]:
             if wrong is not None and wrong not in entry:
                 yield f"{where}: missing key {wrong!r}"
             elif wrong is not None:
-                yield f"{where}: {wrong}: expected {EXPECTED[wanted[wrong]]}, got {entry[wrong]!r}"
+                yield f"{where}: {wrong}: expected {EXPECTED[wanted[wrong]]}, got {entry[wrong]!r:.100}"
             elif "iscrowd" in entry and entry["iscrowd"] not in (0, 1):
                 yield f"{where}: iscrowd: expected 0 or 1, got {entry['iscrowd']!r}"
             elif name != "categories" and abs(entry["id"]) >= EXACT:

@@ -25,7 +25,7 @@ from referencing.jsonschema import DRAFT202012
 
 import tsd
 from tsd.errors import InputError, ParamsError
-from tsd.files import read_yaml
+from tsd.files import path_problem, read_yaml
 
 if TYPE_CHECKING:
     from tsd.data.formats.coco_place import Place
@@ -384,6 +384,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
             raise ParamsError(
                 f"{suite_file}: {experiment}: train_data.{odd[0]}: only a suite of data.format openimages has it"
             )
+    _check_paths(raw["data"], suite_file)
     _check_scenes(raw["data"], suite_file)
     _check_import(raw["data"], suite_file, root)
     _check_fetched(raw["data"], suite_file, root)
@@ -457,6 +458,24 @@ def _ancestors(book: dict[str, Settings], name: str, file: Path) -> list[str]:
         names.append(name)
         name = book[name].get("extends", "")
     return names
+
+
+def _check_paths(data: dict[str, Any], where: Path) -> None:
+    """Refuse paths that no file can have, or that Snakemake would take for patterns.
+
+    Raises:
+        ParamsError: names the key.
+    """
+    paths = {"folder": data["folder"]} if "folder" in data else {}
+    for split in ("train", "val"):
+        paths |= {f"{split}.{key}": path for key, path in data.get(split, {}).items()}
+    for key, path in paths.items():
+        expected = path_problem(path)
+        if expected is None and re.search("[{}]", path):
+            expected = "a path without braces, which Snakemake takes for a wildcard"
+        if expected:
+            got = ascii(path) if len(path) <= 100 else f"{path[:100]!a}…"
+            raise ParamsError(f"{where}: data.{key}: expected {expected}, got {got}")
 
 
 def _check_scenes(data: dict[str, Any], where: Path) -> None:
