@@ -1,12 +1,17 @@
-"""Locks: of another process, and of a file system that has none."""
+"""Locks: of another process, and of a file system that has none. What killed processes leave."""
 
 import errno
 import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from tsd.errors import InputError
-from tsd.files import exclusive
+from tsd.files import exclusive, remove_leftovers, write_text
 
 
 def test_who_comes_second_is_refused_and_who_comes_after_is_not(tmp_path):
@@ -30,3 +35,47 @@ def test_a_file_system_without_locks_is_told_and_does_not_end_the_work(tmp_path,
         done = True
     assert done
     assert "this file system has no locks (no locks available)" in capsys.readouterr().err
+
+
+WRITE = """
+import sys, time
+from tsd.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """What a process left that was killed while it wrote ``a.json``."""
+    writer = subprocess.Popen([sys.executable, "-c", WRITE, tmp_path / "a.json"], stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b"\n"
+    (left,) = tmp_path.iterdir()
+    remove_leftovers(tmp_path)
+    assert left.exists()  # it is being written
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    return left
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(killed, tmp_path):
+    write_text(tmp_path / "b.json", "another file")
+    assert killed.exists()
+    write_text(tmp_path / "a.json", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def test_what_another_machine_left_is_removed_after_a_day(killed, tmp_path):
+    here = killed.name.split(".")[-3]
+    other = killed.rename(killed.with_name(killed.name.replace(here, "0000" if here != "0000" else "1111")))
+    mine = tmp_path / ".a.tmp.json"
+    mine.write_text("of no process")
+    remove_leftovers(tmp_path)
+    assert other.exists()
+    os.utime(other, (0, time.time() - 100_000))
+    remove_leftovers(tmp_path)
+    assert not other.exists()
+    assert mine.exists()

@@ -2,23 +2,33 @@
 
 import errno
 import fcntl
+import glob
+import hashlib
 import json
 import os
+import re
+import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+"""This machine, in the names of temporary files: process numbers are its own."""
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.([0-9a-f]{4})\.tmp[^/]*")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success sync it to disk and rename it to ``path``.
 
-    On any failure (exception, full disk) the temporary file is removed and ``path`` stays as it was.
-    The temporary name keeps the suffix, since some writers choose the format by it.
+    On any failure (exception, full disk) the temporary file is removed and ``path`` stays as it was. What a killed
+    process left of it is removed too. The temporary name keeps the suffix, since some writers choose the format by it.
 
     Raises:
         InputError: ``path`` is a folder or a device, is in something that is no folder, or its name is too long.
@@ -36,7 +46,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise
         raise InputError(f"{path}: can't be written: {error.strerror}; expected a file's name in a folder") from None
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    remove_leftovers(path.parent, path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{_HOST}.tmp{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -44,6 +55,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, of: Path | None = None) -> None:
+    """Remove temporary files that processes of this machine left when they were killed, and any machine's after a day.
+
+    Args:
+        folder: where :func:`atomic_path` wrote.
+        of: only those of this file.
+    """
+    for path in folder.glob(f".{glob.escape(of.stem)}.*.tmp{glob.escape(of.suffix)}" if of else ".*.tmp*"):
+        made_by = _TEMPORARY.fullmatch(path.name)
+        if made_by is None:
+            continue
+        with suppress(OSError):  # another process removes it, too
+            ended = made_by[2] == _HOST and not _is_running(int(made_by[1]))
+            if ended or time.time() - path.stat().st_mtime > 86400:
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

@@ -172,5 +172,5 @@ def test_every_key_must_fit(tmp_path):
 def test_the_newest_checkpoint_comes_first(tmp_path):
     for step in (5, 100, 20):
         checkpoint.save(checkpoint.step_path(tmp_path, step), {"state_dict": {}})
-    (tmp_path / ".step_00000200.1.tmp.pth").write_bytes(b"half")
+    (tmp_path / ".step_00000200.1.0000.tmp.pth").write_bytes(b"half")
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [100, 20, 5]

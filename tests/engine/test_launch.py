@@ -159,6 +159,21 @@ def status():
     return json.loads((run_folder() / "status.json").read_text())
 
 
+def test_ctrl_c_is_no_failure(prepared, tmp_path, monkeypatch):
+    project_with(prepared, tmp_path / "project", 1, monkeypatch)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    try:
+        process = start()
+    finally:
+        signal.signal(signal.SIGINT, old)
+    wait_for_step(1, process)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, error[-2000:]
+    assert status()["status"] == "KILLED"
+    assert status()["error"] == "interrupted by Ctrl-C"
+
+
 def test_signals_and_a_damaged_checkpoint_cost_no_bit(prepared, reference, tmp_path, monkeypatch):
     """Stopped by one signal, gone on with, stopped by the other, its newest checkpoint damaged, and gone on with."""
     project_with(prepared, tmp_path / "project", 1, monkeypatch)

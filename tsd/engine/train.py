@@ -19,7 +19,7 @@ from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
 from tsd.errors import InputError, WorkError
-from tsd.files import exclusive, read_json, write_json, write_text
+from tsd.files import exclusive, read_json, remove_leftovers, write_json, write_text
 from tsd.status import FILE, read_status
 from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
 
@@ -53,6 +53,8 @@ def train(
     for caution in cautions(run):
         print(f"warning: {caution}", file=sys.stderr)
     with _exclusive(folder), stopping.listening() as request:
+        for place in (folder, folder / "checkpoints"):
+            remove_leftovers(place)
         piece = _begin(folder)
         write_text(folder / "experiment.yaml", _yaml(run.describe() | {"tables": table_rows or []}))
         write_json(folder / "environment.json", environment() | _weights_of(folder))
@@ -67,7 +69,8 @@ def train(
             _stop(folder, piece, _reason(error), follower, by_clock=request.expired is not None)
             raise
         except BaseException as error:
-            _end(folder, "FAILED", _reason(error))
+            by_hand = isinstance(error, KeyboardInterrupt)
+            _end(folder, "KILLED" if by_hand else "FAILED", "interrupted by Ctrl-C" if by_hand else _reason(error))
             follower.end(AT_END)
             raise
         _set_status(folder, "FINISHED")
