@@ -169,7 +169,7 @@ def test_ctrl_c_is_no_failure(prepared, tmp_path, monkeypatch):
     wait_for_step(1, process)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, error[-2000:]
+    assert process.returncode == 130, (status(), error[-300:])
     assert status()["status"] == "KILLED"
     assert status()["error"] == "interrupted by Ctrl-C"
 

@@ -24,6 +24,8 @@ class StopRequest:
     heard: bool = False
     expired: str | None = None
     """What the clock says, once it has asked."""
+    interrupted: bool = False
+    """Whether Ctrl-C was pressed: a library may make another error of the exception."""
 
 
 @contextmanager
@@ -31,6 +33,7 @@ def listening() -> Iterator[StopRequest]:
     """Turn a scheduler's signals into a request to stop after the step that is being done.
 
     A signal before the first step ends the process at once; a further one changes nothing: a launcher repeats them.
+    Ctrl-C raises ``KeyboardInterrupt`` as ever, and is noted.
     """
     request = StopRequest()
 
@@ -40,7 +43,13 @@ def listening() -> Iterator[StopRequest]:
             raise SystemExit(f"stopped by {reason}")
         request.reason = request.reason or reason
 
-    old = {number: signal.signal(number, stop) for number in SIGNALS}
+    def interrupt(*_: Any) -> None:
+        request.interrupted = True
+        raise KeyboardInterrupt
+
+    old: dict[signal.Signals, Any] = {number: signal.signal(number, stop) for number in SIGNALS}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        old[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield request
     finally:

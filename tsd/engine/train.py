@@ -69,9 +69,13 @@ def train(
             _stop(folder, piece, _reason(error), follower, by_clock=request.expired is not None)
             raise
         except BaseException as error:
-            by_hand = isinstance(error, KeyboardInterrupt)
-            _end(folder, "KILLED" if by_hand else "FAILED", "interrupted by Ctrl-C" if by_hand else _reason(error))
+            if request.interrupted:
+                _end(folder, "KILLED", "interrupted by Ctrl-C")
+            else:
+                _end(folder, "FAILED", _reason(error))
             follower.end(AT_END)
+            if request.interrupted:
+                raise KeyboardInterrupt from error
             raise
         _set_status(folder, "FINISHED")
         follower.end()
