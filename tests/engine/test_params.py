@@ -175,7 +175,35 @@ def set_key(*path, value):
         (set_key("data", "format", value="voc"), "data.format: expected one of generated, coco"),
         (set_key("resources", "gpus", value=8), "resources.gpus: unknown key (did you mean 'gpu'?)"),
         (set_key("resources", "device", value="gpu"), 'resources.device: expected one of cpu, got "gpu"'),
-        (set_key("resources", "margin", value=-1), "resources.margin: expected minutes before the end of a Slurm job"),
+        (
+            set_key("resources", "margin", value=-1),
+            "resources.margin: expected a number from 0 to 2147483647 (minutes before the end of a Slurm job at which",
+        ),
+        (
+            set_key("resources", "margin", value=10),
+            "resources: margin: a training would stop 10 minutes before the end of a job of 10, before its first step",
+        ),
+        (
+            set_key("resources", "gpu", value=-1),
+            "resources.gpu: expected an integer from 0 to 2147483647 (GPUs of one training, over all its nodes), got",
+        ),
+        (
+            set_key("resources", "mem_mb", value=10**30),
+            "resources.mem_mb: expected an integer from 1 to 2147483647 (memory of each node in MB), got 1000000",
+        ),
+        (set_key("resources", "threads", value="all"), 'resources.threads: expected an integer from 1 to 2147483647 ('),
+        (
+            set_key("override", "extends", value="tsd_pc"),
+            "override.extends: only an entry of experiments.yaml extends another; name that experiment in the suite",
+        ),
+        (
+            set_key("override", "schedule", "warmup_epochs", value=3),
+            "schedule.warmup_epochs: 3 would go on after the training; expected at most schedule.epochs = 2",
+        ),
+        (
+            set_key("override", "schedule", "warmup_start", value=0),
+            "schedule.warmup_start: expected a number above 0 and up to 1 (the part of lr at the first step), got 0",
+        ),
         (
             set_key("experiment_resources", value={"tsd_cp": {"gpu": 8}}),
             "experiment_resources.tsd_cp: the suite has no such experiment (did you mean 'tsd_pc'?)",
@@ -252,6 +280,13 @@ def test_mistakes_in_experiments_are_named(project):
         load_suite("tiny")
 
 
+@pytest.mark.parametrize("key", ["defaults", "recipes.paper"])
+def test_only_an_experiment_extends_another(project, key):
+    edit(project, set_key(*key.split("."), "extends", value="tsd"), "params/experiments.yaml")
+    with pytest.raises(ParamsError, match=rf"experiments.yaml: {key}.extends: only an entry of experiments extends"):
+        load_suite("tiny")
+
+
 def add_experiments(**experiments):
     def change(content):
         content["experiments"] |= experiments
@@ -323,6 +358,13 @@ def test_known_data_that_is_not_here_can_be_planned_with_and_unknown_data_can_no
     edit(project, lambda s: s["data"].pop("classes"), "params/suites/evidence-photos.yaml")
     with pytest.raises(InputError, match=r"instances_train2017.json: no such file: .* put or link it there"):
         data_digest(load_suite("evidence-photos"))
+
+
+def test_snakemake_is_told_a_suite_and_nothing_else():
+    params.check_config({})
+    params.check_config({"suite": "tiny"})
+    with pytest.raises(InputError, match=r"--config siute: unknown key \(did you mean 'suite'\?\); known: suite"):
+        params.check_config({"siute": "tiny"})
 
 
 def test_an_unknown_suite_or_experiment_lists_the_known(project):

@@ -55,6 +55,10 @@ Validator = validators.extend(
 """Of JSON schemas; they take 2.0 for an integer, this does not."""
 
 
+BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+"""Rules of a schema on how large a number may be."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """A suite: which experiments run on which data. ``settings[experiment]`` is merged and complete."""
@@ -330,6 +334,17 @@ def cautions(run: Run) -> list[str]:
     ]
 
 
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what Snakemake's ``--config`` or ``--configfile`` gives beside the suite's name.
+
+    Raises:
+        InputError: names the key.
+    """
+    for key in config:
+        if key != "suite":
+            raise InputError(f"--config {key}: unknown key{_hint(str(key), ['suite'])}; known: suite")
+
+
 def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] | None = None) -> Suite:
     """Read, validate and merge a suite.
 
@@ -424,7 +439,8 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
 
 
 def check_resources(run: Run) -> None:
-    """Refuse what no scheduler could give: GPUs and processes are spread evenly over the nodes.
+    """Refuse what no scheduler could give, for GPUs and processes are spread evenly over the nodes, and a job that has
+    no time to train.
 
     Raises:
         ParamsError: names the key.
@@ -436,6 +452,11 @@ def check_resources(run: Run) -> None:
         wrong = f"gpu: {gpus} can't be spread evenly over {nodes} nodes; expected a multiple of nodes"
     elif run.processes % nodes:
         wrong = f"processes: {run.processes} can't be spread evenly over {nodes} nodes"
+    elif asked["margin"] >= asked["runtime"]:
+        wrong = (
+            f"margin: a training would stop {asked['margin']} minutes before the end of a job of {asked['runtime']}, "
+            "before its first step; expected fewer minutes than runtime"
+        )
     else:
         return
     raise ParamsError(f"params/suites/{suite.name}.yaml: {key}: {wrong}")
@@ -642,13 +663,30 @@ def _sentence(error: ValidationError) -> str:
     if error.validator == "enum":
         return f"{prefix}expected one of {', '.join(map(str, rule))}, got {got}"
     what = schema.get("description")
+    if error.validator == "not":
+        return f"{prefix}{what}"
+    if error.validator in ("type", *BOUNDS) and schema.get("type") in ("integer", "number"):
+        return f"{prefix}expected {_amount(schema)}{f' ({what})' if what else ''}, got {got}"
     if error.validator == "type":
         kind = " or ".join([rule] if isinstance(rule, str) else rule)
         return f"{prefix}expected {what or kind}, got {got}"
-    if what and error.validator in ("minimum", "maximum", "exclusiveMinimum"):
-        return f"{prefix}expected {what}, got {got}"
     message = error.message
     return f"{prefix}{message if len(message) <= 300 else f'{message[:300]}…'}"
+
+
+def _amount(schema: Mapping[str, Any]) -> str:
+    """In words what numbers a schema takes."""
+    kind = {"integer": "an integer", "number": "a number"}[schema["type"]]
+    least, above, most, below = (schema.get(bound) for bound in BOUNDS)
+    if least == 1 and most is None and schema["type"] == "integer":
+        return "a positive integer"
+    if above is not None and below is not None:
+        return f"{kind} between {above} and {below}"
+    start = "" if least is None else f" from {least}"
+    start += "" if above is None else f" above {above}"
+    if most is not None:
+        start += f" to {most}" if above is None else f" and up to {most}"
+    return kind + start
 
 
 def _schemas(root: Path) -> dict[str, Draft202012Validator]:
@@ -739,6 +777,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"schedule.milestones: expected epochs below schedule.epochs = {schedule['epochs']}, "
             f"got {schedule['milestones']}"
+        )
+    if schedule["warmup_epochs"] > schedule["epochs"]:
+        yield (
+            f"schedule.warmup_epochs: {schedule['warmup_epochs']} would go on after the training; expected at most "
+            f"schedule.epochs = {schedule['epochs']}"
         )
 
 
