@@ -75,6 +75,23 @@ def test_bad_input_is_2_and_a_sentence(project, capsys):
     assert not (project / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "tiny", "--set", "seed=3"], "expected --suite NAME, whose file describes the scenes"),
+        (["--suite", "tiny", "--out", "x"], "expected --suite NAME, whose file describes the scenes"),
+        (["--suite", "tiny", "--seed", "3"], "--seed: only with --scale"),
+        (["--out", "x", "--set", "seed=3", "--fraction", "0.5"], "--fraction: only with --scale"),
+        (["--out", "x", "--set", "size=[1"], "--set size=[1: expected a value of YAML"),
+    ],
+)
+def test_scenes_are_described_by_a_suite_or_by_options(project, capsys, arguments, message):
+    assert main(["data", "generate", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (project / "data").exists()
+    assert not (project / "x").exists()
+
+
 def test_outside_the_repository_it_says_where_to_go(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["explain"]) == 2

@@ -119,10 +119,19 @@ def _generate(args: Args) -> int:
 
         if args.suite or args.set or args.out is None:
             raise InputError("tsd data generate --scale: expected --out FOLDER, and neither --suite nor --set")
-        for name, rows in generate_challenge(args.out, fraction=args.fraction, seed=args.seed).items():
+        size = 1.0 if args.fraction is None else args.fraction
+        for name, rows in generate_challenge(args.out, fraction=size, seed=args.seed or 0).items():
             print(f"{args.out / 'annotations' / name}: {rows} rows")
         return 0
+    for option in ("fraction", "seed"):
+        if getattr(args, option) is not None:
+            raise InputError(f"tsd data generate --{option}: only with --scale; scenes are described by --set or a suite")
     if args.suite:
+        if args.set or args.out is not None:
+            raise InputError(
+                "tsd data generate: expected --suite NAME, whose file describes the scenes and their folder, or --out "
+                "FOLDER with --set key=value …"
+            )
         suite = _suite(args)
         if "generate" not in suite.data:
             raise InputError(
@@ -744,8 +753,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--scale", choices=["challenge2019"], help="the challenge's annotation files in their true size, no pictures"
     )
-    verb.add_argument("--fraction", type=float, default=1.0, help="of that size (default: %(default)s)")
-    verb.add_argument("--seed", type=_seed, default=0, help="with --scale")
+    verb.add_argument("--fraction", type=float, help="with --scale: of that size (default: 1)")
+    verb.add_argument("--seed", type=_seed, help="with --scale (default: 0)")
     verb.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     verb.add_argument("--force", action="store_true", help="replace other content of the folder")
     imports = data.add_parser("import", help="annotations of another form → COCO JSON").add_subparsers(

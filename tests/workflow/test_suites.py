@@ -22,11 +22,11 @@ FETCHED = {
 OWN = {"evidence-photos"}
 
 
-def planned(project, name):
+def planned(project, name, key="suite"):
     """Exit status and what was said by a dry run, in a forked process: Snakemake is imported once for all suites."""
     from snakemake.cli import main
 
-    words = ["snakemake", "-n", "--quiet", "all", "--cores", "1", "--config", f"suite={name}"]
+    words = ["snakemake", "-n", "--quiet", "all", "--cores", "1", "--config", f"{key}={name}"]
     said = project.parent / "said"
     process = os.fork()
     if process == 0:
@@ -76,3 +76,11 @@ def test_a_dry_run_of_a_fresh_clone_says_what_is_fetched_or_what_to_put_where(pr
         else:
             assert lines[0].startswith(f"suite {name}: ")
     assert not (project / "data").exists()
+
+
+def test_a_slip_in_the_name_of_the_key_plans_no_other_suite(project):
+    status, said = planned(project, "tiny", key="siute")
+    assert status == 1
+    assert "--config siute: unknown key (did you mean 'suite'?); known: suite" in said
+    assert "suite demo" not in said
+    assert "Traceback" not in said

@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from tsd.engine.budget import format_budget
 from tsd.engine.identity import ABSENT, absence, data_digest
 from tsd.engine.params import (
+    check_config,
     get_run,
     get_runs,
     load_suite,
@@ -25,6 +26,7 @@ from tsd.report.tables import chosen_tables, experiments_of, load_figures, needs
 from tsd.tracking.follow import pending_since
 
 try:
+    check_config(config)
     SUITE = load_suite(str(config.get("suite", "demo")))
     DATA_DIGEST = data_digest(SUITE)
     TABLES = chosen_tables(Path("params"), SUITE.tables)
