@@ -125,7 +125,9 @@ def _generate(args: Args) -> int:
         return 0
     for option in ("fraction", "seed"):
         if getattr(args, option) is not None:
-            raise InputError(f"tsd data generate --{option}: only with --scale; scenes are described by --set or a suite")
+            raise InputError(
+                f"tsd data generate --{option}: only with --scale; scenes are described by --set or a suite"
+            )
     if args.suite:
         if args.set or args.out is not None:
             raise InputError(

@@ -1,5 +1,6 @@
 """Writing files so that a reader finds the old content or the new, and never a part of it."""
 
+import csv
 import errno
 import fcntl
 import glob
@@ -10,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,45 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
             parts = node.value
         known[id(node)] += sum(_size(part, known) for part in parts)
     return known[id(node)]
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> dict[int, dict[str, str]]:
+    """Line's number → column → text, of a CSV file with these columns and a value in each; empty lines are passed over.
+
+    Raises:
+        ParamsError: missing file, not UTF-8, other columns, or a line with fewer or more values; names the line.
+    """
+    from tsd.errors import ParamsError
+
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, cells) for cells in reader]
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; expected the columns {','.join(columns)}") from None
+    except IsADirectoryError:
+        raise ParamsError(f"{path}: is a folder; expected a CSV file") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not UTF-8 text") from None
+    except csv.Error as error:
+        raise ParamsError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+    if not lines:
+        raise ParamsError(f"{path}: is empty; expected columns {','.join(columns)}")
+    if lines[0][1] != list(columns):
+        raise ParamsError(f"{path}: line 1: expected columns {','.join(columns)}, got {','.join(lines[0][1])}")
+    rows = {}
+    for line, cells in lines[1:]:
+        if not cells:
+            continue
+        if len(cells) != len(columns):
+            raise ParamsError(
+                f"{path}: line {line}: expected {len(columns)} values, {','.join(columns)}, got {len(cells)}"
+            )
+        rows[line] = dict(zip(columns, map(str.strip, cells), strict=True))
+        missing = [name for name, cell in rows[line].items() if not cell]
+        if missing:
+            raise ParamsError(f"{path}: line {line}: {missing[0]}: no value")
+    return rows
 
 
 class _Loader(yaml.SafeLoader):

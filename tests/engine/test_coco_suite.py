@@ -66,11 +66,33 @@ def test_what_must_be_in_the_folder_is_what_is_published(root):
             lambda sources: sources["coco"].update(categories="80"),
             r"sources.yaml: coco.categories: expected int, got '80'",
         ),
+        (
+            SOURCES,
+            lambda sources: sources["coco"].update(categories=True),
+            r"sources.yaml: coco.categories: expected int, got True",
+        ),
+        (
+            SOURCES,
+            lambda sources: sources["coco"]["files"][0].update(bytes=-1),
+            r"sources.yaml: coco.files.0.bytes: expected an integer from 0, got -1",
+        ),
+        (
+            SOURCES,
+            lambda sources: sources["coco"]["files"][0].update(sha256="69a8"),
+            r"sources.yaml: coco.files.0.sha256: expected 64 hexadecimal digits, got '69a8'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_named(project, path, change, message):
     edit(project, change, path)
     with pytest.raises(ParamsError, match=message):
+        load_suite("coco")
+
+
+def test_a_source_that_is_given_twice_is_named(project):
+    with (project / SOURCES).open("a") as file:
+        file.write("coco: {files_url: x, files: []}\n")
+    with pytest.raises(ParamsError, match=r"sources.yaml: line \d+ column 1: key 'coco' is given twice"):
         load_suite("coco")
 
 

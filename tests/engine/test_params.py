@@ -191,7 +191,7 @@ def set_key(*path, value):
             set_key("resources", "mem_mb", value=10**30),
             "resources.mem_mb: expected an integer from 1 to 2147483647 (memory of each node in MB), got 1000000",
         ),
-        (set_key("resources", "threads", value="all"), 'resources.threads: expected an integer from 1 to 2147483647 ('),
+        (set_key("resources", "threads", value="all"), "resources.threads: expected an integer from 1 to 2147483647 ("),
         (
             set_key("override", "extends", value="tsd_pc"),
             "override.extends: only an entry of experiments.yaml extends another; name that experiment in the suite",

@@ -36,29 +36,38 @@ def test_every_claim_names_experiments_and_printed_rows():
     assert all(value > 0 for value in printed)  # the paper's own figures bear out what it says
 
 
+def params_with(folder: Path, claims: str) -> Path:
+    """A folder of params with these claims, beside the schemas."""
+    (folder / "workflow").symlink_to(ROOT / "workflow")
+    (folder / "params").mkdir()
+    (folder / "params/claims.yaml").write_text(claims)
+    return folder / "params"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"figure": "AP51"}, r"claims\.a\.figure: expected AP, AP50"),
         ({"more": "nobody"}, r"claims\.a\.more: no experiment 'nobody'"),
         ({"more": "two"}, r"claims\.a: more and less are both 'two'"),
-        ({"extra": 1}, r"claims\.a: expected the keys figure, less, more, otherwise, source, text"),
+        ({"more": "tow"}, r"claims\.a\.more: no experiment 'tow' in .*experiments.yaml \(did you mean 'two'\?\)"),
+        ({"report": ["t/a", "t/b"]}, r"claims\.a\.report: unknown key \(did you mean 'reported'\?\)"),
         ({"reported": ["table1/tsd"]}, r"claims\.a\.reported: expected \[row of `more`, row of `less`\]"),
-        ({"text": None}, r"claims\.a\.text: expected a text"),
+        ({"text": None}, r"claims\.a\.text: expected string, got null"),
     ],
 )
 def test_a_broken_claim_is_named(tmp_path, change, message):
     good = {"text": "t", "source": "s", "more": "one", "less": "two", "figure": "AP", "otherwise": "o"}
-    (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"claims": {"a": good | change}}))
+    params = params_with(tmp_path, yaml.safe_dump({"claims": {"a": good | change}}))
     with pytest.raises(ParamsError, match=message):
-        load_claims(tmp_path, ["one", "two"])
+        load_claims(params, ["one", "two"])
 
 
 @pytest.mark.parametrize("text", ["", "- a", "claims: 1", "claims: [a", "claims: {a: 1}"])
 def test_a_broken_file_is_named(tmp_path, text):
-    (tmp_path / "claims.yaml").write_text(text)
+    params = params_with(tmp_path, text)
     with pytest.raises(ParamsError, match=r"claims\.yaml"):
-        load_claims(tmp_path)
+        load_claims(params)
 
 
 def test_a_row_that_the_paper_does_not_print_is_named():

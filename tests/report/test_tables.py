@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+import yaml
 
 from tsd.errors import InputError, ParamsError
 from tsd.report import tables
@@ -231,10 +232,115 @@ def test_a_prefix_chooses_the_area_or_split_and_the_papers_figure_may_do_without
     assert (second.measured, second.reported) == ("not run", "41.0")
 
 
-def test_a_table_without_a_key_is_named(tmp_path: Path):
-    (tmp_path / "tables.yaml").write_text("tables:\n  t:\n    title: a\n    source: b\n    columns: []\n")
-    with pytest.raises(ParamsError, match=r"tables.yaml: tables.t.rows: missing key"):
-        tables.load_tables(tmp_path)
+def edited(project: Path, change) -> Path:
+    path = project / "params/tables.yaml"
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+    return project / "params"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["tables"]["voc"].pop("rows"), "tables.voc.rows: missing key"),
+        (lambda c: c["tables"]["voc"].update(note=[]), "tables.voc.note: unknown key (did you mean 'notes'?)"),
+        (lambda c: c["tables"]["voc"]["rows"][0].update(mark=["TSD"]), "tables.voc.rows.0.mark: unknown key"),
+        (lambda c: c["tables"]["voc"]["rows"][0].pop("experiment"), "tables.voc.rows.0.experiment: missing key"),
+        (lambda c: c["tables"]["table8"]["rows"][0].pop("reported"), "tables.table8.rows.0.reported: missing key"),
+        (
+            lambda c: c["tables"]["voc"]["rows"][3].update(experiment="tsd_jont"),
+            "tables.voc.rows.3 (tsd_joint): experiment: no experiment 'tsd_jont' in params/experiments.yaml "
+            "(did you mean 'tsd_joint'?)",
+        ),
+        (
+            lambda c: c["tables"]["voc"]["columns"][1].update(metric="AP500"),
+            "tables.voc.columns.1 (AP.5): metric: no evaluation writes 'AP500' (did you mean 'AP50'?)",
+        ),
+        (
+            lambda c: c["tables"]["voc"]["columns"][1].update(metric=0.5),
+            "tables.voc.columns.1.metric: expected what an",
+        ),
+        (
+            lambda c: c["tables"]["table9"]["rows"][1].update(prefix="smal_"),
+            "tables.table9.rows.1 (small_tsd): prefix: no evaluation writes 'smal_0.50' (did you mean 'small_0.50'?)",
+        ),
+        (
+            lambda c: c["tables"]["table2"]["rows"][0].update(reported="table2/tds"),
+            "tables.table2.rows.0 (tsd): reported: no row 'table2/tds' in params/reported.csv (did you mean",
+        ),
+        (
+            lambda c: c["tables"]["voc"]["rows"][3].update(marks=["M_cl"]),
+            "tables.voc.rows.3 (tsd_joint): marks: 'M_cl' is not among the table's marks (did you mean 'M_cls'?)",
+        ),
+        (
+            lambda c: c["figures"]["figure5"].update(scene=1),
+            "figures.figure5.scene: unknown key (did you mean 'scenes'",
+        ),
+        (lambda c: c["figures"].pop("figure6"), "figures.figure6: missing key"),
+        (lambda c: c["figures"]["figure1"].update(grid=0), "figures.figure1.grid: expected a positive integer, got 0"),
+        (
+            lambda c: c["figures"]["figure5"].update(baseline="basline"),
+            "figures.figure5.baseline: no experiment 'basline'",
+        ),
+        (
+            lambda c: c["figures"]["figure4"]["curves"][0]["experiments"].update({0.1: "tsd_pc_cls_m1"}),
+            "figures.figure4.curves.0.experiments.0.1: no experiment 'tsd_pc_cls_m1'",
+        ),
+        (
+            lambda c: c["figures"]["figure4"]["curves"][0].update(reported="table3/x"),
+            "figures.figure4.curves.0.reported: no row 'table3/x' in params/reported.csv",
+        ),
+        (lambda c: c.update(table={}), "table: unknown key (did you mean 'tables'?)"),
+    ],
+)
+def test_a_slip_in_a_table_or_figure_is_named(project, change, message):
+    params = edited(project, change)
+    with pytest.raises(ParamsError) as error:
+        tables.load_tables(params) | tables.load_figures(params)
+    assert f"params/tables.yaml: {message}" in str(error.value)
+
+
+def test_a_metric_that_a_server_gave_can_be_shown(project):
+    line = "baseline,abc,0f,AP50_private,0.5,Kaggle,2026-11-01\n"
+    (project / "params/external.csv").write_text(",".join(tables.EXTERNAL_COLUMNS) + "\n" + line)
+    params = edited(project, lambda c: c["tables"]["voc"]["columns"][1].update(metric="AP50_private"))
+    assert tables.load_tables(params)["voc"]["columns"][1]["metric"] == "AP50_private"
+
+
+def test_every_metric_of_an_evaluation_is_known(root):
+    known = set(tables.known_metrics())
+    for path in (root / "benchmarks/evidence").glob("*/*.json"):
+        assert set(tables.collect_results([path])["metric"]) <= known, path.name
+    assert set(tables.load_reported(root / "params")["metric"]) <= known
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "reported.csv: is empty; expected columns table,row,metric,value"),
+        ("table,row,metric,value\n", "reported.csv: no line but the first; expected the paper's figures"),
+        (
+            "table,row,value\nt,a,1\n",
+            "reported.csv: line 1: expected columns table,row,metric,value, got table,row,value",
+        ),
+        ("table,row,metric,value\nt,a,AP,inf\n", "reported.csv: line 2: value: expected a finite number, got inf"),
+        ("table,row,metric,value\nt,a,AP,1\nt,b,AP,x\n", "line 3: value: expected a finite number, got x"),
+        ("table,row,metric,value\nt,a,AP,\n", "line 2: value: no value"),
+        ("table,row,metric,value\nt,a,AP\n", "line 2: expected 4 values, table,row,metric,value, got 3"),
+        ("table,row,metric,value\nt,a,AP,1\n\nt,a,AP,2\n", "line 4: the same table, row, metric as line 2; remove one"),
+        ('table,row,metric,value\nt,"a,AP,1\n', "reported.csv: line 2: not CSV: unexpected end of data"),
+        (b"\xff", "reported.csv: not UTF-8 text"),
+        (None, "reported.csv: no such file"),
+    ],
+)
+def test_a_slip_in_the_papers_figures_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "reported.csv"
+    if text is not None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ParamsError) as error:
+        tables.load_reported(tmp_path)
+    assert message in str(error.value)
 
 
 def test_the_run_time_is_shown_with_the_machine_it_was_measured_on(tmp_path):
@@ -304,8 +410,10 @@ def test_a_servers_score_is_not_averaged_with_what_is_measured_here(tmp_path):
     [
         (f"tsd_pc,abc,{SHA},AP50_lb,51,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got 51"),
         (f"tsd_pc,abc,{SHA},AP50_lb,much,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got much"),
+        (f"tsd_pc,abc,{SHA},AP50_lb,nan,Kaggle,2026", "line 2: value: expected a fraction from 0 to 1, got nan"),
         ("tsd_pc,abc,,AP50_lb,0.5,Kaggle,2026", "line 2: predictions_sha256: no value"),
         ("tsd_pc,abc,0f,AP50_lb,0.5,Kaggle,2026", "line 2: predictions_sha256: expected 64 hexadecimal digits"),
+        (f"tsd_pc,abc,{SHA},AP50_lb,0.5,Kaggle", "line 2: expected 7 values"),
     ],
 )
 def test_a_bad_line_of_servers_scores_is_named(tmp_path, row, message):
@@ -314,11 +422,14 @@ def test_a_bad_line_of_servers_scores_is_named(tmp_path, row, message):
     (tmp_path / "external.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ParamsError, match="expected columns experiment,digest"):
         tables.load_external(tmp_path)
+    (tmp_path / "external.csv").write_text("")
+    with pytest.raises(ParamsError, match="is empty; expected columns experiment,digest"):
+        tables.load_external(tmp_path)
 
 
 def test_a_score_given_twice_is_no_second_seed(tmp_path):
     row = f"tsd_pc,abc,{SHA},AP50_lb,0.51,Kaggle,2026"
-    with pytest.raises(ParamsError, match=r"external\.csv: line 3: AP50_lb of this run is given before"):
+    with pytest.raises(ParamsError, match=r"external\.csv: line 3: the same experiment, digest, predictions_sha256, metric as line 2"):
         external(tmp_path, row, row)
     assert len(external(tmp_path, row, row.replace(SHA, "1e" * 32))) == 2  # another seed's
 

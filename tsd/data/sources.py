@@ -1,6 +1,7 @@
 """Where data sets come from: ``params/sources.yaml``."""
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _parse(name: str, entry: Any, path: Path) -> Source:
     for key, value in entry.items():
         if key not in keys:
             raise ParamsError(f"{path}: {name}.{key}: unknown key; known: {', '.join(keys)}")
-        if not isinstance(value, keys[key]):
+        if not isinstance(value, keys[key]) or isinstance(value, bool):
             raise ParamsError(f"{path}: {name}.{key}: expected {keys[key].__name__}, got {value!r}")
     for key in ("files_url", "files"):
         if key not in entry:
@@ -107,6 +108,12 @@ def _parse(name: str, entry: Any, path: Path) -> Source:
         for key, kind in wanted.items():
             if type(file[key]) is not kind:
                 raise ParamsError(f"{path}: {name}.files.{index}.{key}: expected {kind.__name__}, got {file[key]!r}")
+        if file["bytes"] < 0:
+            raise ParamsError(f"{path}: {name}.files.{index}.bytes: expected an integer from 0, got {file['bytes']}")
+        if not re.fullmatch("[0-9a-f]{64}", file["sha256"]):
+            raise ParamsError(
+                f"{path}: {name}.files.{index}.sha256: expected 64 hexadecimal digits, got {file['sha256']!r}"
+            )
         parts = Path(file["path"]).parts
         if ".." in parts or Path(file["path"]).is_absolute():
             raise ParamsError(f"{path}: {name}.files.{index}.path: leads out of the folder: {file['path']}")

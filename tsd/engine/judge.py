@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from tsd.engine.identity import data_digest
-from tsd.engine.params import Run, Suite, existing_metrics, get_runs
+from tsd.engine.params import Run, Suite, existing_metrics, experiment_names, get_runs
 from tsd.engine.published import check_suite
 from tsd.errors import InputError
 from tsd.evaluation.bootstrap import paired_difference
 from tsd.evaluation.draws import SUFFIX, draws_beside, figure_of
-from tsd.files import read_yaml, write_text
+from tsd.files import write_text
 from tsd.report.claims import (
     Claim,
     Judgement,
@@ -77,7 +77,7 @@ def judge(suite: Suite, files: Sequence[Path]) -> tuple[list[Judgement], list[st
             f"tsd claims: {suite.name}: the claims are about COCO's AP; this suite has Open Images' metric"
         )
     reported = load_reported(PARAMS)
-    claims = load_claims(PARAMS, list(read_yaml(PARAMS / "experiments.yaml")["experiments"]))
+    claims = load_claims(PARAMS, experiment_names())
     with_draws = [path for path in files if path.with_suffix(SUFFIX).exists()]
     for path in (path for path in files if path not in with_draws):
         _run_of(suite, path)

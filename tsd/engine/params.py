@@ -342,7 +342,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     for key in config:
         if key != "suite":
-            raise InputError(f"--config {key}: unknown key{_hint(str(key), ['suite'])}; known: suite")
+            raise InputError(f"--config {key}: unknown key{hint(str(key), ['suite'])}; known: suite")
 
 
 def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] | None = None) -> Suite:
@@ -364,12 +364,12 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
     suite_file = root / "params" / "suites" / f"{name}.yaml"
     if not suite_file.exists():
         known = sorted(path.stem for path in suite_file.parent.glob("*.yaml"))
-        raise ParamsError(f"{suite_file}: no such suite; there are: {', '.join(known)}{_hint(name, known)}")
+        raise ParamsError(f"{suite_file}: no such suite; there are: {', '.join(known)}{hint(name, known)}")
     book = _read(experiments_file, schemas["experiments"])
     for experiment, edit in (edits or {}).items():
         if experiment not in book["experiments"]:
             known = book["experiments"]
-            raise ParamsError(f"{experiments_file}: no experiment {experiment!r}{_hint(experiment, known)}")
+            raise ParamsError(f"{experiments_file}: no experiment {experiment!r}{hint(experiment, known)}")
         book["experiments"][experiment] = _merge(book["experiments"][experiment], edit)
     if edits:
         validate(book, schemas["experiments"], f"{experiments_file}, edited")
@@ -382,7 +382,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
         if experiment not in book["experiments"]:
             raise ParamsError(
                 f"{suite_file}: experiments.{index}: no experiment {experiment!r} in {experiments_file}"
-                f"{_hint(experiment, book['experiments'])}"
+                f"{hint(experiment, book['experiments'])}"
             )
         layers = (
             {"train_data": TRAIN_DATA} if raw["data"]["format"] == "openimages" else {},
@@ -424,7 +424,7 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
         if experiment not in settings:
             raise ParamsError(
                 f"{suite_file}: experiment_resources.{experiment}: the suite has no such experiment"
-                f"{_hint(experiment, settings)}"
+                f"{hint(experiment, settings)}"
             )
     for experiment, own in settings.items():
         run = Run(suite, experiment, 0, "")
@@ -475,7 +475,7 @@ def _ancestors(book: dict[str, Settings], name: str, file: Path) -> list[str]:
         if name in names:
             raise ParamsError(f"{file}: experiments.{names[0]}.extends: a circle: {' → '.join([*names, name])}")
         if name not in book:
-            raise ParamsError(f"{file}: experiments.{names[-1]}.extends: no experiment {name!r}{_hint(name, book)}")
+            raise ParamsError(f"{file}: experiments.{names[-1]}.extends: no experiment {name!r}{hint(name, book)}")
         names.append(name)
         name = book[name].get("extends", "")
     return names
@@ -559,10 +559,24 @@ def lineage(experiment: str, root: Path = Path(".")) -> list[str]:
         ParamsError: broken file, unknown experiment, or a circle.
     """
     path = root / "params" / "experiments.yaml"
-    book = _read(path, _schemas(root)["experiments"])["experiments"]
+    book = read_params("experiments", root)["experiments"]
     if experiment not in book:
-        raise ParamsError(f"{path}: no experiment {experiment!r}{_hint(experiment, book)}")
+        raise ParamsError(f"{path}: no experiment {experiment!r}{hint(experiment, book)}")
     return _ancestors(book, experiment, path)
+
+
+def read_params(name: str, root: Path = Path(".")) -> Any:
+    """The content of ``params/<name>.yaml``, checked against its schema.
+
+    Raises:
+        ParamsError: missing or broken file, unknown or missing key, wrong type; names file and key.
+    """
+    return _read(root / "params" / f"{name}.yaml", _schemas(root)[name])
+
+
+def experiment_names(root: Path = Path(".")) -> list[str]:
+    """Entries of ``experiments.yaml``; errors as for :func:`read_params`."""
+    return list(read_params("experiments", root)["experiments"])
 
 
 def suites(root: Path = Path(".")) -> list[str]:
@@ -579,7 +593,7 @@ def get_run(suite: Suite, experiment: str, seed: int, data_digest: str) -> Run:
     if experiment not in suite.experiments:
         raise ParamsError(
             f"params/suites/{suite.name}.yaml: experiments: no {experiment!r}; "
-            f"there are: {', '.join(suite.experiments)}{_hint(experiment, suite.experiments)}"
+            f"there are: {', '.join(suite.experiments)}{hint(experiment, suite.experiments)}"
         )
     return Run(suite, experiment, seed, data_digest)
 
@@ -656,7 +670,7 @@ def _sentence(error: ValidationError) -> str:
         known = list(schema.get("properties", {}))
         unknown = [name for name in instance if name not in known]
         full = ".".join(filter(None, [key, str(unknown[0])]))
-        return f"{full}: unknown key{_hint(str(unknown[0]), known)}; known: {', '.join(known)}"
+        return f"{full}: unknown key{hint(str(unknown[0]), known)}; known: {', '.join(known)}"
     if error.validator == "required":
         missing = [name for name in rule if name not in instance]
         return f"{'.'.join(filter(None, [key, missing[0]]))}: missing key"
@@ -670,6 +684,8 @@ def _sentence(error: ValidationError) -> str:
     if error.validator == "type":
         kind = " or ".join([rule] if isinstance(rule, str) else rule)
         return f"{prefix}expected {what or kind}, got {got}"
+    if what and error.validator in ("pattern", "minItems", "maxItems", "minLength"):
+        return f"{prefix}expected {what}, got {got}"
     message = error.message
     return f"{prefix}{message if len(message) <= 300 else f'{message[:300]}…'}"
 
@@ -785,7 +801,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         )
 
 
-def _hint(name: str, known: Any) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """``(did you mean …?)`` with the nearest known name, after a space; nothing where none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -18,6 +18,9 @@ from tsd.files import read_json
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The 12 figures in pycocotools' order."""
 
+VOC_NAMES = ("VOC07_AP50", "VOC_AP50")
+"""VOC's own figure, which may stand beside them: over 11 points of recall, and over all."""
+
 AREAS = ("all", "small", "medium", "large")
 IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 BACKENDS = ("faster", "pycocotools")

@@ -25,6 +25,9 @@ import numpy as np
 from tsd.data.openimages import Array, Hierarchy, Table, expand, read_boxes, read_classes, read_hierarchy, read_labels
 from tsd.errors import InputError
 
+METRICS = ("AP50_val", "AP50_val_boxed")
+"""Over all pictures, and over those with a box."""
+
 PROTOCOLS = ("official", "released")
 """``released``: Sense-X/TSD's evaluator, which forgets the image-level labels: a detection counts only if its class has
 a box in the picture, or is the first class. Its figures are higher, and comparable to the released README only."""
@@ -245,7 +248,7 @@ def format_protocols(figures: dict[str, Any]) -> str:
     """The mean APs of :func:`compare_files`, protocols side by side."""
     every = {figures["protocol"]["name"]: figures, **figures["protocols"]}
     lines = [" " * 16 + "".join(f"{name:>12}" for name in every)]
-    for metric, pictures in (("AP50_val", "pictures"), ("AP50_val_boxed", "pictures_with_boxes")):
+    for metric, pictures in zip(METRICS, ("pictures", "pictures_with_boxes"), strict=True):
         values = [own["metrics"][metric] for own in every.values()]
         shown = "".join(f"{'undefined' if value is None else f'{value:.4f}':>12}" for value in values)
         lines.append(f"{metric:16}{shown}   {figures['counts'][pictures]} {pictures}")
@@ -327,7 +330,7 @@ def score(
     few = evaluate(known.truth, part, verified, count, group_of_weight=group_of_weight)
     return {
         "protocol": {"name": protocol, "group_of_weight": group_of_weight, "expand_predictions": expand_predictions},
-        "metrics": {"AP50_val": _mean(whole["ap"]), "AP50_val_boxed": _mean(few["ap"])},
+        "metrics": dict(zip(METRICS, (_mean(whole["ap"]), _mean(few["ap"])), strict=True)),
         "classes": [
             {
                 "mid": mid,

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from tsd.engine.params import hint, read_params
 from tsd.errors import ParamsError
 from tsd.evaluation.draws import split_figure
-from tsd.report.tables import NO_OBJECTS, pipes, read_section
-
-KEYS = {"text", "source", "more", "less", "figure", "otherwise"}
+from tsd.report.tables import NO_OBJECTS, pipes
 
 
 @dataclass(frozen=True)
@@ -80,26 +79,21 @@ def load_claims(params: Path, experiments: Sequence[str] | None = None) -> list[
     """
     path = params / "claims.yaml"
     claims = []
-    for name, entry in read_section(path, "claims").items():
+    for name, entry in read_params("claims", params.parent)["claims"].items():
         where = f"{path}: claims.{name}"
-        if not isinstance(entry, dict) or not KEYS <= set(entry) <= KEYS | {"reported"}:
-            raise ParamsError(f"{where}: expected the keys {', '.join(sorted(KEYS))} and, if printed, reported")
-        for key in sorted(KEYS):
-            if not isinstance(entry[key], str):
-                raise ParamsError(f"{where}.{key}: expected a text, got {entry[key]!r}")
-        reported = entry.get("reported", [])
-        if not isinstance(reported, list) or len(reported) not in (0, 2):
-            raise ParamsError(f"{where}.reported: expected [row of `more`, row of `less`]")
         try:
             split_figure(entry["figure"])
         except ValueError as error:
             raise ParamsError(f"{where}.figure: {error}") from None
         for key in ("more", "less"):
             if experiments is not None and entry[key] not in experiments:
-                raise ParamsError(f"{where}.{key}: no experiment {entry[key]!r} in {params / 'experiments.yaml'}")
+                raise ParamsError(
+                    f"{where}.{key}: no experiment {entry[key]!r} in {params / 'experiments.yaml'}"
+                    f"{hint(entry[key], experiments)}"
+                )
         if entry["more"] == entry["less"]:
             raise ParamsError(f"{where}: more and less are both {entry['more']!r}; expected two experiments")
-        claims.append(Claim(str(name), **{key: entry[key] for key in KEYS}, reported=tuple(reported)))
+        claims.append(Claim(name, **(entry | {"reported": tuple(entry.get("reported", ()))})))
     return claims
 
 

@@ -16,9 +16,13 @@ from typing import Any
 
 import pandas as pd
 
+from tsd.engine.params import experiment_names, hint, read_params
 from tsd.errors import InputError, ParamsError
+from tsd.evaluation.coco import AREAS, IOUS, VOC_NAMES
+from tsd.evaluation.coco import NAMES as COCO_METRICS
 from tsd.evaluation.draws import LOST, SUFFIX, draws_beside
-from tsd.files import read_json, read_yaml, write_text
+from tsd.evaluation.openimages import METRICS as OPENIMAGES_METRICS
+from tsd.files import read_csv, read_json, write_text
 from tsd.report.page import grid
 
 NOT_RUN = "not run"
@@ -108,46 +112,94 @@ def load_tables(params: Path) -> dict[str, dict[str, Any]]:
     """Definitions of all tables.
 
     Raises:
-        ParamsError: broken file or missing key; names table and key.
+        ParamsError: broken file, unknown or missing key, or a metric, an experiment, a mark or a row of the paper that
+            there is not; names table, row or column, and key.
     """
-    return _section(params, "tables", ("title", "source", "columns", "rows"))
+    definitions: dict[str, dict[str, Any]] = read_params("tables", params.parent)["tables"]
+    experiments, printed = experiment_names(params.parent), _printed_rows(params)
+    metrics = [*known_metrics(), *load_external(params)["metric"]]
+    for name, definition in definitions.items():
+        where = f"{params / 'tables.yaml'}: tables.{name}"
+        problem = next(_unknown(definition, metrics, experiments, printed), None)
+        if problem:
+            raise ParamsError(f"{where}.{problem}")
+    return definitions
 
 
 def load_figures(params: Path) -> dict[str, dict[str, Any]]:
-    """Definitions of all figures; errors as for :func:`load_tables`."""
-    return _section(params, "figures", ("title",))
-
-
-def read_section(path: Path, name: str) -> dict[str, Any]:
-    """A mapping under one key of a YAML file.
+    """Definitions of all figures.
 
     Raises:
-        ParamsError: missing or broken file, or no mapping under the key.
+        ParamsError: as for :func:`load_tables`.
     """
-    content = read_yaml(path)
-    section = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(section, dict):
-        raise ParamsError(f"{path}: {name}: expected a mapping")
-    return section
+    definitions: dict[str, dict[str, Any]] = read_params("tables", params.parent)["figures"]
+    experiments, printed = experiment_names(params.parent), _printed_rows(params)
+    for name, definition in definitions.items():
+        where = f"{params / 'tables.yaml'}: figures.{name}"
+        for key, experiment in _shown_in_figure(definition):
+            if experiment not in experiments:
+                raise ParamsError(f"{where}.{key}: {_no_experiment(experiment, experiments)}")
+        for index, curve in enumerate(definition.get("curves", [])):
+            if curve["reported"] not in printed:
+                raise ParamsError(f"{where}.curves.{index}.reported: {_no_row(curve['reported'], printed)}")
+    return definitions
 
 
-def _section(params: Path, name: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    path = params / "tables.yaml"
-    section = read_section(path, name)
-    for entry, definition in section.items():
-        for key in keys:
-            if not isinstance(definition, dict) or key not in definition:
-                raise ParamsError(f"{path}: {name}.{entry}.{key}: missing key")
-        for index, row in enumerate(definition.get("rows", [])):
-            for key in ("id", "label", "reported" if row.get("quoted") else "experiment"):
-                if key not in row:
-                    raise ParamsError(f"{path}: {name}.{entry}.rows.{index}.{key}: missing key")
-            for mark in row.get("marks", []):
-                if mark not in definition.get("marks", []):
-                    raise ParamsError(
-                        f"{path}: {name}.{entry}.rows.{index}.marks: {mark!r} is not among the table's marks"
-                    )
-    return section
+def known_metrics() -> list[str]:
+    """Metrics that evaluations write, that are counted of a network, and that the servers of leaderboards give."""
+    of_servers = [f"testdev_{name}" for name in COCO_METRICS]
+    by_scale = [f"{area}_{iou:.2f}" for area in AREAS for iou in IOUS]
+    of_challenge = [name + end for name in OPENIMAGES_METRICS for end in ("", "_released")]
+    masks = [f"mask_{name}" for name in COCO_METRICS]
+    found = [*COCO_METRICS, *masks, *by_scale, *VOC_NAMES, *of_challenge, "agreement", *LOST, "runtime_ms"]
+    return [*found, *OF_MODELS, *of_servers, "AP50_lb"]
+
+
+def _unknown(
+    definition: dict[str, Any], metrics: Sequence[str], experiments: Sequence[str], printed: Sequence[str]
+) -> Iterator[str]:
+    """Key and sentence of each name in a table that nothing has."""
+    prefixes = {row.get("prefix", "") for row in definition["rows"] if not row.get("quoted")} or {""}
+    for index, column in enumerate(definition["columns"]):
+        metric = column["metric"]
+        if not any(prefix + metric in metrics for prefix in prefixes):
+            yield f"columns.{index} ({column['label']}): metric: no evaluation writes {metric!r}{hint(metric, metrics)}"
+    for index, row in enumerate(definition["rows"]):
+        where = f"rows.{index} ({row['id']})"
+        if "experiment" in row and row["experiment"] not in experiments:
+            yield f"{where}: experiment: {_no_experiment(row['experiment'], experiments)}"
+        if "reported" in row and row["reported"] not in printed:
+            yield f"{where}: reported: {_no_row(row['reported'], printed)}"
+        for mark in row.get("marks", []):
+            if mark not in definition.get("marks", []):
+                known = definition.get("marks", [])
+                yield f"{where}: marks: {mark!r} is not among the table's marks{hint(mark, known)}"
+        asked = [row.get("prefix", "") + column["metric"] for column in definition["columns"]]
+        if row.get("prefix") and not any(metric in metrics for metric in asked):
+            yield f"{where}: prefix: no evaluation writes {asked[0]!r}{hint(asked[0], metrics)}"
+
+
+def _no_experiment(name: str, known: Sequence[str]) -> str:
+    return f"no experiment {name!r} in params/experiments.yaml{hint(name, known)}"
+
+
+def _no_row(name: str, known: Sequence[str]) -> str:
+    return f"no row {name!r} in params/reported.csv{hint(name, known)}"
+
+
+def _printed_rows(params: Path) -> list[str]:
+    """The rows of ``reported.csv``, as table/row."""
+    frame = load_reported(params)
+    return list(dict.fromkeys(f"{table}/{row}" for table, row in zip(frame["table"], frame["row"], strict=True)))
+
+
+def _shown_in_figure(definition: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, experiment) of all that a figure shows."""
+    if "baseline" in definition:
+        yield "baseline", definition["baseline"]
+    yield from ((f"tsd.{index}", name) for index, name in enumerate(definition.get("tsd", [])))
+    for index, curve in enumerate(definition.get("curves", [])):
+        yield from ((f"curves.{index}.experiments.{margin}", name) for margin, name in curve["experiments"].items())
 
 
 def chosen_tables(params: Path, names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
@@ -181,56 +233,66 @@ def table_rows(params: Path, experiment: str) -> list[str]:
     ]
 
 
+REPORTED_COLUMNS = ["table", "row", "metric", "value"]
+
+
 def load_reported(params: Path) -> pd.DataFrame:
-    """The paper's figures: columns table, row, metric, value.
+    """The paper's figures, ``reported.csv``: columns :data:`REPORTED_COLUMNS`.
 
     Raises:
-        ParamsError: missing column or a value that is no number.
+        ParamsError: other columns, no line, a value that is no number, or two of one figure; names the line.
     """
     path = params / "reported.csv"
-    frame = pd.read_csv(path)
-    if list(frame.columns) != ["table", "row", "metric", "value"]:
-        raise ParamsError(f"{path}: expected columns table,row,metric,value, got {','.join(frame.columns)}")
-    if not pd.api.types.is_numeric_dtype(frame["value"]):
-        raise ParamsError(f"{path}: value: expected numbers only")
-    return frame
+    rows = read_csv(path, REPORTED_COLUMNS)
+    if not rows:
+        raise ParamsError(f"{path}: no line but the first; expected the paper's figures")
+    _refuse_repeated(path, rows, REPORTED_COLUMNS[:3])
+    values = [_number(path, line, row["value"], -math.inf, math.inf) for line, row in rows.items()]
+    return pd.DataFrame(list(rows.values()), columns=REPORTED_COLUMNS).assign(value=values)
 
 
 EXTERNAL_COLUMNS = ["experiment", "digest", "predictions_sha256", "metric", "value", "server", "date"]
 
 
 def load_external(params: Path) -> pd.DataFrame:
-    """Scores that a server gave, ``external.csv``: columns :data:`EXTERNAL_COLUMNS`; values are fractions.
+    """Scores that a server gave, ``external.csv``, by line: columns :data:`EXTERNAL_COLUMNS`; values are fractions.
 
     Raises:
-        ParamsError: other columns, or a value that is no fraction; names the line.
+        ParamsError: other columns, a value that is no fraction, or two of one figure; names the line.
     """
     path = params / "external.csv"
     if not path.exists():
         return pd.DataFrame(columns=EXTERNAL_COLUMNS)
-    frame = pd.read_csv(path, dtype=dict.fromkeys(EXTERNAL_COLUMNS, str) | {"value": object})
-    if list(frame.columns) != EXTERNAL_COLUMNS:
-        raise ParamsError(f"{path}: expected columns {','.join(EXTERNAL_COLUMNS)}, got {','.join(frame.columns)}")
-    values = pd.to_numeric(frame["value"], errors="coerce")
-    for place in range(len(frame)):
-        missing = [name for name in EXTERNAL_COLUMNS if pd.isna(frame.at[place, name])]
-        if missing:
-            raise ParamsError(f"{path}: line {place + 2}: {missing[0]}: no value")
-        sha256 = frame.at[place, "predictions_sha256"]
-        if not re.fullmatch("[0-9a-f]{64}", sha256):
+    rows = read_csv(path, EXTERNAL_COLUMNS)
+    _refuse_repeated(path, rows, ["experiment", "digest", "predictions_sha256", "metric"])
+    for line, row in rows.items():
+        if not re.fullmatch("[0-9a-f]{64}", row["predictions_sha256"]):
             raise ParamsError(
-                f"{path}: line {place + 2}: predictions_sha256: expected 64 hexadecimal digits, as the run's metrics "
-                f"file has them, got {sha256}"
+                f"{path}: line {line}: predictions_sha256: expected 64 hexadecimal digits, as the run's metrics file has "
+                f"them, got {row['predictions_sha256']}"
             )
-        if not 0 <= values[place] <= 1:
-            raise ParamsError(
-                f"{path}: line {place + 2}: value: expected a fraction from 0 to 1, got {frame.at[place, 'value']}"
-            )
-    twice = frame.duplicated(["experiment", "digest", "predictions_sha256", "metric"])
-    if twice.any():
-        line = int(twice.to_numpy().argmax())
-        raise ParamsError(f"{path}: line {line + 2}: {frame.at[line, 'metric']} of this run is given before; keep one")
-    return frame.assign(value=values.astype(float))
+    values = [_number(path, line, row["value"], 0, 1) for line, row in rows.items()]
+    frame = pd.DataFrame(list(rows.values()), columns=EXTERNAL_COLUMNS, index=list(rows))
+    return frame.assign(value=pd.Series(values, index=list(rows), dtype=float))
+
+
+def _number(path: Path, line: int, text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and least <= value <= most):
+        wanted = "finite number" if math.isinf(most) else f"fraction from {least:g} to {most:g}"
+        raise ParamsError(f"{path}: line {line}: value: expected a {wanted}, got {text}")
+    return value
+
+
+def _refuse_repeated(path: Path, rows: Mapping[int, Mapping[str, str]], columns: Sequence[str]) -> None:
+    seen: dict[tuple[str, ...], int] = {}
+    for line, row in rows.items():
+        first = seen.setdefault(tuple(row[name] for name in columns), line)
+        if first != line:
+            raise ParamsError(f"{path}: line {line}: the same {', '.join(columns)} as line {first}; remove one of them")
 
 
 def external_results(
@@ -251,7 +313,7 @@ def external_results(
     """
     runs = [read_json(path)["run"] for path in files]
     records, notes = [], []
-    for line, row in enumerate(external.to_dict("records"), start=2):
+    for line, row in zip(external.index, external.to_dict("records"), strict=True):
         if row["metric"] in measured:
             raise ParamsError(
                 f"params/external.csv: line {line}: metric: {row['metric']} is measured here, and would be averaged "

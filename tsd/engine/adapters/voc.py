@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 
 from tsd.data.coco import read_coco
-from tsd.evaluation.coco import read_predictions
-
-NAMES = ("VOC07_AP50", "VOC_AP50")
-"""Over 11 points, and over all."""
+from tsd.evaluation.coco import VOC_NAMES, read_predictions
 
 IOU = 0.5
 ROUNDING = 1e-9
@@ -41,24 +38,24 @@ def add_voc(figures: Mapping[str, Any], annotations: Path, predictions: Path) ->
 
 
 def mean_of(found: Mapping[int, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The mean of each of :data:`NAMES` over the classes that have objects; None if none has."""
+    """The mean of each of :data:`VOC_NAMES` over the classes that have objects; None if none has."""
     means: dict[str, float | None] = {}
-    for name in NAMES:
+    for name in VOC_NAMES:
         values = [value for figures in found.values() if (value := figures[name]) is not None]
         means[name] = float(np.mean(values)) if values else None
     return means
 
 
 def format_voc(metrics: Mapping[str, float | None]) -> str:
-    """:data:`NAMES` in percent, in one line."""
-    values = [(name, metrics[name]) for name in NAMES]
+    """:data:`VOC_NAMES` in percent, in one line."""
+    values = [(name, metrics[name]) for name in VOC_NAMES]
     return "  ".join(f"{name} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in values)
 
 
 def evaluate_voc(
     annotations: Path | Mapping[str, Any], predictions: Path | list[dict[str, Any]]
 ) -> dict[int, dict[str, float | None]]:
-    """Category id → :data:`NAMES` → fraction, None for a class without objects that are not difficult.
+    """Category id → :data:`VOC_NAMES` → fraction, None for a class without objects that are not difficult.
 
     Args:
         annotations: COCO instances, a file or its content.
@@ -86,7 +83,7 @@ def evaluate_voc(
         recall, precision = own["recall"].astype(float) + ROUNDING, own["precision"].astype(float)
         values = (average_precision(recall, precision, "11points"), own["ap"])
         figures[category] = {
-            name: float(value) if own["num_gts"] else None for name, value in zip(NAMES, values, strict=True)
+            name: float(value) if own["num_gts"] else None for name, value in zip(VOC_NAMES, values, strict=True)
         }
     return figures
 
