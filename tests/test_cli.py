@@ -1,12 +1,16 @@
 """The command line: exit statuses and messages."""
 
+import errno
 import fcntl
 import json
+import os
+import re
+import resource
 
 import pytest
 import yaml
 
-from tests.conftest import tsd
+from tests.conftest import project_with_scenes, tsd
 from tsd.cli import main
 from tsd.engine.identity import data_digest
 from tsd.engine.params import get_run, get_runs, load_suite
@@ -90,6 +94,50 @@ def test_scenes_are_described_by_a_suite_or_by_options(project, capsys, argument
     assert message in capsys.readouterr().err
     assert not (project / "data").exists()
     assert not (project / "x").exists()
+
+
+VERBS = {
+    "tables": ["tables", "--output", "out/tables"],
+    "figures": ["figures", "--output", "out/figures"],
+    "runs": ["runs", "--output", "out/runs.csv"],
+    "claims": ["claims", "--output", "out/claims.md"],
+    "manifest": ["data", "manifest", "--output", "out/manifest.json"],
+}
+
+
+@pytest.fixture
+def scenes(tmp_path, monkeypatch):
+    return project_with_scenes(tmp_path / "project", monkeypatch)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_disk_that_refuses_is_a_sentence(scenes, monkeypatch, capsys, verb, code):
+    def refuse(*names):
+        raise OSError(code, os.strerror(code), *names[:1])
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert main([*VERBS[verb], "--suite", "tiny"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"out/\S+: {os.strerror(code)}", line)
+    assert not [path for path in (scenes / "out").rglob("*") if path.is_file()]
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_named(scenes, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        status = main(["tables", "--suite", "tiny", "--output", "out/tables"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert capsys.readouterr().err == "out/tables/tables.html: File too large\n"
+    assert not list((scenes / "out").rglob(".*"))
+
+
+def test_a_folder_that_can_not_be_made_is_named(scenes, capsys):
+    assert main(["runs", "--suite", "tiny", "--output", "/proc/nowhere/runs.csv"]) == 1
+    assert capsys.readouterr().err == "/proc/nowhere: No such file or directory\n"
 
 
 def test_outside_the_repository_it_says_where_to_go(tmp_path, monkeypatch, capsys):

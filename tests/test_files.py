@@ -1,4 +1,4 @@
-"""Locks: of another process, and of a file system that has none. What killed processes leave."""
+"""Locks, of another process and of a file system that has none; what killed processes leave, and a disk refuses."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tsd.errors import InputError
-from tsd.files import exclusive, remove_leftovers, write_text
+from tsd.files import atomic_path, exclusive, remove_leftovers, write_text
 
 
 def test_who_comes_second_is_refused_and_who_comes_after_is_not(tmp_path):
@@ -79,3 +79,24 @@ def test_what_another_machine_left_is_removed_after_a_day(killed, tmp_path):
     remove_leftovers(tmp_path)
     assert not other.exists()
     assert mine.exists()
+
+
+def test_an_error_of_the_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left") as error, atomic_path(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (error.value.filename, error.value.filename2) == (str(path), None)
+
+    def refuse(source, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), source, None, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Read-only") as error:
+        write_text(path, "new")
+    assert (error.value.filename, error.value.filename2) == (str(path), None)
+    with pytest.raises(OSError, match="reset") as error, atomic_path(path):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    assert error.value.filename is None  # not of the disk
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"

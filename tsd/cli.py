@@ -17,6 +17,7 @@ from typing import Any
 
 from tsd import __version__
 from tsd.errors import InputError, WorkError
+from tsd.files import OF_DISKS
 from tsd.outputs import Writes, check_output
 
 Args = argparse.Namespace
@@ -72,22 +73,35 @@ def _main(arguments: list[str] | None) -> int:
         _check_outputs(args)
         return args.run(args) or 0
     except InputError as error:
-        # A data loading process wraps the error in its own traceback: the sentence is the last line.
         text = str(error)
-        print(text.strip().splitlines()[-1] if "Original Traceback" in text else text, file=sys.stderr)
-        return 2
+        if "Original Traceback" in text:  # of a data loading process; the sentence is the last line, after the class
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        return _failed(text, 2)
     except WorkError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return _failed(str(error), 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _failed("interrupted", 130)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            return _failed(stop.code, 1)
+        raise
     except Exception as error:
         if isinstance(error, OSError):
             _check_output(error)
+            if error.errno in OF_DISKS:
+                place = error.filename2 or error.filename
+                return _failed(f"{place or f'{args.verb} failed'}: {error.strerror}", 1)
         traceback.print_exc()
-        print(f"{args.verb} failed: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return _failed(f"{args.verb} failed: {type(error).__name__}: {error}", 1)
+
+
+def _failed(sentence: str, status: int) -> int:
+    """Tell a user, and the launcher if there is one, why this ends; returns the exit status."""
+    from tsd.engine.distributed import tell_launcher
+
+    print(sentence, file=sys.stderr)
+    tell_launcher(sentence, os.environ)
+    return status
 
 
 WRITTEN = ("output", "out", "target", "summary")

@@ -23,13 +23,33 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.([0-9a-f]{4})\.tmp[^/]*")
 
+OF_DISKS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+"""Errors that a full, read-only or broken disk gives, or a place that may not be written to or read."""
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success sync it to disk and rename it to ``path``.
 
-    On any failure (exception, full disk) the temporary file is removed and ``path`` stays as it was. What a killed
-    process left of it is removed too. The temporary name keeps the suffix, since some writers choose the format by it.
+    On any failure (exception, full disk) the temporary file is removed and ``path`` stays as it was; an error of the
+    disk names ``path``. What a killed process left of it is removed too. The temporary name keeps the suffix, since
+    some writers choose the format by it.
 
     Raises:
         InputError: ``path`` is a folder or a device, is in something that is no folder, or its name is too long.
@@ -50,10 +70,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     remove_leftovers(path.parent, path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{_HOST}.tmp{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,6 +104,17 @@ def _is_running(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the disk name ``path`` where it names no file, as that of a write does, or the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OF_DISKS and error.filename in (None, temporary, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextmanager

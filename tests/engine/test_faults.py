@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.conftest import forking, tsd
-from tests.engine.test_launch import prepared, project_with, start, wait_for_step  # noqa: F401  (a fixture)
+from tests.engine.test_launch import PUBLISHED, prepared, project_with, start, wait_for_step  # noqa: F401  (a fixture)
 from tests.engine.test_training import (  # noqa: F401
     TRAIN,
     assert_same,
@@ -204,12 +204,25 @@ def test_a_process_with_an_error_ends_the_others_and_says_it(prepared, tmp_path,
             picture.write_bytes(picture.read_bytes()[:100])
     process = start()
     error = process.communicate(timeout=200)[1]
-    assert process.returncode != 0
-    assert "is corrupt" in error
+    assert process.returncode == 2
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("data/tiny/train/")
+    assert "is corrupt" in last
+    assert "ChildFailedError" not in error
     (status,) = Path("results/pair/runs").glob("*/*/*/status.json")
     content = json.loads(status.read_text())
     assert content["status"] == "FAILED"
     assert "is corrupt" in content["error"]
+
+
+def test_missing_weights_are_the_last_that_two_processes_say(prepared, tmp_path, monkeypatch):  # noqa: F811
+    folder = project_with(prepared, tmp_path / "project", 2, monkeypatch)
+    (folder / PUBLISHED).unlink()
+    process = start()
+    error = process.communicate(timeout=200)[1]
+    assert process.returncode == 2
+    assert error.strip().splitlines()[-1].startswith(f"backbone.pretrained: no file {PUBLISHED} here")
+    assert "ChildFailedError" not in error
 
 
 def test_two_snakemakes_at_once(project):

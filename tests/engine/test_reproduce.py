@@ -422,6 +422,6 @@ def test_a_training_of_several_processes_is_made_anew_too(published):
     SUITE.write_text(yaml.safe_dump(suite))
     done = tsd("reproduce", NAME, "--evidence", "published")
     assert done.returncode == 1, done.stderr  # batch statistics are of half a batch
-    assert "torch.distributed.run" in done.stderr
+    assert "tsd.engine.launcher" in done.stderr
     assert "    processes: recorded 1, here 2 (+1)" in done.stdout
     assert "first differ at step 1:" in done.stdout

@@ -1,11 +1,13 @@
 """One training in several processes: who is who, how they meet, and how a launcher starts them."""
 
 import datetime
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tsd.engine.params import Run, check_resources
@@ -103,8 +105,9 @@ def launch(run: Run, arguments: Sequence[str], environment: Mapping[str, str]) -
 
 
 def _torchrun(each: int, nodes: int, environment: Mapping[str, str]) -> list[str]:
-    """The launcher of a node's processes, which passes on all signals that end a training."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={each}"]
+    """The launcher of a node's processes, which passes on all signals that end a training; see
+    :mod:`tsd.engine.launcher`."""
+    torchrun = [sys.executable, "-m", "tsd.engine.launcher", f"--nproc-per-node={each}"]
     torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     if nodes == 1:
         return [*torchrun, "--standalone"]
@@ -114,6 +117,20 @@ def _torchrun(each: int, nodes: int, environment: Mapping[str, str]) -> list[str
     patience = f"read_timeout={MEETING_SECONDS},join_timeout={MEETING_SECONDS}"
     meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={first}", f"--rdzv-id={job}"]
     return [*torchrun, *meeting, f"--rdzv-conf={patience}"]
+
+
+def tell_launcher(sentence: str, environment: Mapping[str, str]) -> None:
+    """Leave why this process ends for who launched it, in the file that ``torchrun`` names; nothing without one.
+
+    Args:
+        sentence: what a user reads last.
+        environment: of this process.
+    """
+    path = environment.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        content = {"message": {"message": sentence, "extraInfo": {"timestamp": int(time.time())}}}
+        with suppress(OSError):  # a full disk must not hide the sentence itself, which stands above then
+            Path(path).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _first(error: BaseException) -> str:

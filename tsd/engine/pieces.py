@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tsd.engine import checkpoint, slurm
 from tsd.errors import InputError, WorkError
-from tsd.files import read_whole_lines
+from tsd.files import naming, read_whole_lines
 
 FILE = "pieces.jsonl"
 
@@ -62,7 +62,7 @@ def end(folder: Path, piece: Piece, reason: str, *, by_clock: bool) -> None:
     """
     stop = steps_done(folder)
     line = {**asdict(piece), "stop": stop, "by_clock": by_clock, "reason": reason}
-    with (folder / FILE).open("a", encoding="utf-8") as file:
+    with naming(folder / FILE), (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     if stop == piece.start and by_clock:
         raise WorkError(_stuck(piece.start, piece.seconds))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tsd.engine.stopping import StopRequest
 from tsd.errors import DivergedError
-from tsd.files import read_whole_lines, write_lines
+from tsd.files import naming, read_whole_lines, write_lines
 
 SHOWN = ("AP", "AP50", "AP50_val", "AP50_val_boxed")
 """Figures of an evaluation that the progress tells."""
@@ -157,7 +157,7 @@ class JournalHook(Hook):
     @master_only
     def _write(self, runner: Any, step: int, figures: dict[str, float]) -> None:
         line = {"time": time.time(), "step": step, "epoch": runner.epoch, **figures}
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     @master_only
