@@ -333,9 +333,10 @@ def _evaluate_coco(args: Args) -> int:
     _check_evaluated(args)
     if args.run_folder:
         from tsd.engine.model import has_masks
-        from tsd.engine.record import read_described, run_facts
+        from tsd.engine.record import run_facts
+        from tsd.engine.run_files import read_experiment
 
-        both = has_masks(read_described(args.run_folder)["params"])
+        both = has_masks(read_experiment(args.run_folder)["params"])
         evaluate = evaluate_boxes_and_masks if both else evaluate_coco
         figures = evaluate(args.annotations, args.predictions) | {"run": run_facts(args.run_folder, args.predictions)}
     else:

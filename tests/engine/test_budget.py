@@ -115,7 +115,7 @@ def test_steps_that_were_timed_here_stand_for_all(project):
     times = [0, 10, 20, 5000, 5010, 5020]
     first.folder.mkdir(parents=True)
     lines = [{"time": time, "step": 10 * (1 + place), "loss": 1.0} for place, time in enumerate(times)]
-    write_lines(first.folder / "log.jsonl", [*lines, {"time": 5021.0, "step": 60, "val/AP": 0.1}])
+    write_lines(first.folder / "log.jsonl", [*lines, {"time": 5021.0, "step": 60, "epoch": 1, "val/AP": 0.1}])
     assert progress(first).seconds == 1.0
     schedule = suite.settings["baseline"]["schedule"]
     steps = schedule["epochs"] * math.ceil(suite.data["generate"]["train"] / schedule["batch_size"])
@@ -161,7 +161,7 @@ def test_steps_count_for_the_gpus_that_they_were_timed_on(project):
     (first,) = get_runs(load_suite("coco"), "d" * 12)
     first.folder.mkdir(parents=True)
     write_lines(first.folder / "log.jsonl", [{"time": 15.0 * n, "step": 50 * n, "loss": 1.0} for n in range(1, 5)])
-    (first.folder / "environment.json").write_text('{"processes": 8}')
+    (first.folder / "environment.json").write_text('{"git_commit": null, "git_dirty": null, "processes": 8}')
     assert ask(8) == ask(16) == ask(1)
 
 

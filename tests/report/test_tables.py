@@ -429,7 +429,9 @@ def test_a_bad_line_of_servers_scores_is_named(tmp_path, row, message):
 
 def test_a_score_given_twice_is_no_second_seed(tmp_path):
     row = f"tsd_pc,abc,{SHA},AP50_lb,0.51,Kaggle,2026"
-    with pytest.raises(ParamsError, match=r"external\.csv: line 3: the same experiment, digest, predictions_sha256, metric as line 2"):
+    with pytest.raises(
+        ParamsError, match=r"external\.csv: line 3: the same experiment, digest, predictions_sha256, metric as line 2"
+    ):
         external(tmp_path, row, row)
     assert len(external(tmp_path, row, row.replace(SHA, "1e" * 32))) == 2  # another seed's
 

@@ -26,6 +26,7 @@ def make_run(root: Path, experiment="tsd_pc", seed=0, status="FINISHED", steps=2
     (folder / "checkpoints").mkdir()
     described = {"suite": "demo", "experiment": experiment, "seed": seed, "digest": "0123456789ab", "recipe": "paper"}
     described |= {"data_digest": "d" * 12, "tables": ["table3/tsd_pc"], "params": {"schedule": {"lr": 0.04}, "a": [1]}}
+    described |= {"test_digest": "e" * 12, "revision": 1, "data": {"format": "generated"}}
     (folder / "experiment.yaml").write_text(yaml.safe_dump(described))
     (folder / "environment.json").write_text(json.dumps({"git_commit": "c" * 40, "git_dirty": False, "hostname": "h"}))
     set_status(folder, status, error)

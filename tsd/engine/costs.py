@@ -13,8 +13,9 @@ from statistics import mean, median
 from tsd.engine.identity import suite_source
 from tsd.engine.networks import Network
 from tsd.engine.params import Run, Suite, verified_path
+from tsd.engine.run_files import read_environment, read_log
 from tsd.errors import InputError
-from tsd.files import read_json, read_whole_lines, read_yaml
+from tsd.files import read_json, read_yaml
 
 GPUS = Path("params/gpus.yaml")
 
@@ -115,22 +116,12 @@ def progress(run: Run) -> Progress:
 
 def _logged(run: Run) -> list[tuple[int, float]]:
     """(step, time) of the log's lines."""
-    path = run.folder / "log.jsonl"
-    found = []
-    for number, line in enumerate(read_whole_lines(path), start=1):
-        step, time = line.get("step"), line.get("time")
-        if type(step) is not int or not isinstance(time, int | float) or not math.isfinite(time):
-            raise InputError(f"{path}, line {number}: expected a step and a time; remove the line, or the run's folder")
-        if "loss" in line:
-            found.append((step, float(time)))
-    return found
+    return [(line["step"], float(line["time"])) for line in read_log(run.folder) if "loss" in line]
 
 
 def _width_then(run: Run) -> int:
-    path = run.folder / "environment.json"
-    facts = read_json(path) if path.exists() else {}
-    processes = facts.get("processes") if isinstance(facts, dict) else None
-    return processes if type(processes) is int and processes > 0 else width(run)
+    there = (run.folder / "environment.json").exists()
+    return int(read_environment(run.folder).get("processes", width(run))) if there else width(run)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 from tsd.engine.identity import PIN, data_digest, manifest_path, pinned
 from tsd.engine.params import Run, Settings, Suite, existing_metrics, get_runs, lineage, load_suite
+from tsd.engine.run_files import read_environment
 from tsd.errors import InputError, ParamsError
-from tsd.files import parse_yaml, read_json
+from tsd.files import parse_yaml
 from tsd.report import tables
 from tsd.status import read_status
 from tsd.tracking.store import find_run, tracking_uri, without_password
@@ -99,10 +100,9 @@ def _of_experiment(suite: Suite, experiment: str | None, runs: Sequence[Run]) ->
 
 def _chain(run: Run) -> Iterator[tuple[str, str]]:
     """(what, where and from what) of each thing between a cell and the data, as far as it is here."""
-    facts = read_json(run.metrics_file)["run"] if run.metrics_file.exists() else {}
-    environment = run.folder / "environment.json"
-    if not facts and environment.exists():
-        facts = read_json(environment)
+    facts = tables.read_run(run.metrics_file) if run.metrics_file.exists() else {}
+    if not facts and (run.folder / "environment.json").exists():
+        facts = read_environment(run.folder)
     yield "metrics", _place(run.metrics_file)
     predictions = _place(run.predictions)
     if "predictions_sha256" in facts and run.predictions.exists():

@@ -1,20 +1,17 @@
 """What a metrics.json says of its run, and the pictures that go with it."""
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tsd.data.coco import load_coco, read_categories
 from tsd.data.openimages import SPLITS
 from tsd.data.store import Store
-from tsd.errors import InputError
-from tsd.files import read_json
+from tsd.engine.run_files import read_environment, read_experiment, read_log, read_proposals, read_runtime
 
 PLACE = ("git_commit", "git_dirty", "hostname", "slurm_job_id", "cuda_visible_devices")
 """Of a run's environment, what is said elsewhere or is nobody's business."""
@@ -28,10 +25,11 @@ def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
     and run time, for ``metrics.json``: with them the run can be repeated and compared.
 
     Raises:
-        InputError: the folder is not a run's.
+        InputError: the folder is not a run's, or a file of it is damaged; names file and key or line.
     """
-    described = read_described(folder)
-    environment = read_json(folder / "environment.json")
+    described = read_experiment(folder)
+    environment = read_environment(folder)
+    log = read_log(folder)
     runtime = predictions.with_name("runtime.json")
     keys = ("suite", "experiment", "seed", "digest", "test_digest", "data_digest", "recipe", "revision")
     return {key: described[key] for key in keys} | {
@@ -39,40 +37,25 @@ def run_facts(folder: Path, predictions: Path) -> dict[str, Any]:
         "git_dirty": environment["git_dirty"],
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
         "environment": {key: value for key, value in environment.items() if key not in PLACE},
-        "losses": losses(folder / "log.jsonl"),
-        "history": history(folder / "log.jsonl"),
-        **({"runtime": read_json(runtime)} if runtime.exists() else {}),
+        "losses": losses(log),
+        "history": history(log),
+        **({"runtime": read_runtime(runtime)} if runtime.exists() else {}),
     }
 
 
-def history(log: Path) -> list[dict[str, Any]]:
-    """AP and AP50, or of Open Images AP50_val, of each evaluation during the training."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+def history(log: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """AP and AP50, or of Open Images AP50_val, of each evaluation that a log tells."""
     found = []
-    for line in lines:
+    for line in log:
         figures = {name: line[f"val/{name}"] for name in ("AP", "AP50", "AP50_val") if f"val/{name}" in line}
         if figures:
             found.append({"epoch": line["epoch"], **figures})
     return found
 
 
-def losses(log: Path) -> list[list[float]]:
-    """[step, its loss] of each step that was logged, in full precision."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [[line["step"], line["loss"]] for line in lines if "loss" in line]
-
-
-def read_described(folder: Path) -> dict[str, Any]:
-    """A run's ``experiment.yaml``.
-
-    Raises:
-        InputError: the folder is not a run's.
-    """
-    path = folder / "experiment.yaml"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a run's folder, made by `tsd train`")
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+def losses(log: Iterable[Mapping[str, Any]]) -> list[list[float]]:
+    """[step, its loss] of each step that a log tells, in full precision."""
+    return [[line["step"], line["loss"]] for line in log if "loss" in line]
 
 
 Annotated = tuple[int | str, Path, np.ndarray, list[str]]
@@ -133,11 +116,11 @@ def _of_openimages(data: dict[str, Any]) -> Iterator[Annotated]:
 
 def draw_pictures(folder: Path, output: Path) -> list[Path]:
     """Draw the detections on the first few annotated pictures into ``output/pictures``."""
-    from tsd.report.figures import draw_detections, of_picture, read_detections
+    from tsd.report.figures import draw_detections, of_picture
 
-    data = read_described(folder)["data"]
+    data = read_experiment(folder)["data"]
     names = class_titles(data)
-    arrays = read_detections(output / "proposals.npz")
+    arrays = read_proposals(output / "proposals.npz")
     paths = []
     for image_id, image, truth, _ in islice(annotated_pictures(data), PICTURES):
         path = output / "pictures" / f"{image.stem}.png"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from tsd.engine.identity import data_digest
 from tsd.engine.judge import intervals, judge
 from tsd.engine.params import Run, Suite, existing_metrics, get_runs, load_suite
 from tsd.engine.published import check_suite
+from tsd.engine.run_files import read_environment, read_log, read_proposals
 from tsd.errors import InputError
 from tsd.files import read_json, write_json, write_text
 from tsd.report import results_page, tables
@@ -98,7 +100,7 @@ def build_tables(
     """
     results = tables.collect_results(files)
     reported = tables.load_reported(PARAMS)
-    counted = tables.model_results(read_json(models)["models"] if models else {})
+    counted = tables.model_results(tables.read_models(models) if models else {})
     given, server_notes = tables.external_results(tables.load_external(PARAMS), files, set(results["metric"]))
     parts = [part for part in (results, counted, given) if len(part)]
     shown = pd.concat(parts, ignore_index=True) if parts else results
@@ -168,7 +170,7 @@ def _training_csv(files: Sequence[Path]) -> str:
     lines = [
         {"run": f"{run['experiment']} seed{run['seed']}", **line}
         for path in files
-        for run in [read_json(path)["run"]]
+        for run in [tables.read_run(path)]
         for line in run.get("history", [])
     ]
     columns = ["run", "epoch", "AP", "AP50"]
@@ -182,7 +184,7 @@ def make_run_list(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> No
     files = _files(suite, metrics)
     lines = []
     for path in files:
-        content = read_json(path)
+        content = tables.read_metrics(path)
         facts = {key: content["run"][key] for key in ("experiment", "seed", "digest", "git_commit", "git_dirty")}
         lines.append(facts | content["metrics"])
     columns = ["experiment", "seed", "digest", "git_commit", "git_dirty"]
@@ -198,10 +200,11 @@ def make_report(suite: Suite, output: Path) -> None:
         output: the file.
 
     Raises:
-        InputError: tables or figures have not been made; or the verdicts are not those of the metrics.
+        InputError: tables or figures have not been made, or are damaged; or the verdicts are not those of the metrics;
+            names the file.
     """
     folder = Path("results", suite.name)
-    drawn: dict[str, str] = read_json(folder / "figures" / "figures.json")
+    drawn = _read_drawn(folder / "figures" / "figures.json")
     pictures = {name: folder / "figures" / "pictures" / f"{name}.png" for name in drawn}
     found = [
         Picture(name, text, pictures[name].read_bytes()) for name, text in drawn.items() if pictures[name].exists()
@@ -211,14 +214,16 @@ def make_report(suite: Suite, output: Path) -> None:
     table_page = folder / "tables" / "tables.html"
     if not table_page.exists():
         raise InputError(f"{table_page}: no such file; `snakemake --config suite={suite.name} -- report` makes all")
-    body = table_page.read_text(encoding="utf-8").split("<body>")[1].split("</body>")[0]
+    body = re.search("<body>(.*)</body>", table_page.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    if body is None:
+        raise InputError(f"{table_page}: no whole page of tables; make it anew by `tsd tables`")
     write_text(
         output,
         report(
             f"{suite.name}: Revisiting the Sibling Head in Object Detector",
             suite.description,
             claims,
-            body,
+            body[1],
             found,
             missing,
             _environments(suite),
@@ -244,13 +249,20 @@ def _claims_of(suite: Suite, path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+def _read_drawn(path: Path) -> dict[str, str]:
+    """Figure → its title, or why it is not drawn."""
+    drawn = read_json(path)
+    if not isinstance(drawn, dict) or not all(isinstance(text, str) for text in drawn.values()):
+        raise InputError(f"{path}: expected a text for each figure; make it anew by `tsd figures`")
+    return drawn
+
+
 def _environments(suite: Suite) -> list[dict[str, Any]]:
     """What the suite's runs were made with: a line per machine and set of versions, with the number of its runs."""
     kinds: dict[str, int] = {}
     for run in get_runs(suite, data_digest(suite)):
-        path = run.folder / "environment.json"
-        if path.exists():
-            facts = {key: value for key, value in read_json(path).items() if key in ENVIRONMENT}
+        if (run.folder / "environment.json").exists():
+            facts = {key: value for key, value in read_environment(run.folder).items() if key in ENVIRONMENT}
             text = json.dumps(facts, sort_keys=True)
             kinds[text] = kinds.get(text, 0) + 1
     return [{"runs": number, **json.loads(text)} for text, number in kinds.items()]
@@ -261,7 +273,7 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
     from tsd.report import figures
 
     files = _files(suite, metrics)
-    known = {path: read_json(path)["run"] for path in files}
+    known = {path: tables.read_run(path) for path in files}
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     definitions = tables.load_figures(PARAMS)
@@ -276,7 +288,7 @@ def make_figures(suite: Suite, metrics: Sequence[Path] | None, out: Path) -> Non
         else:
             figures.figure6(tables.collect_results(files), present, pictures / "figure6.png")
             done["figure6"] = definitions["figure6"]["title"]
-        logs = {f"{run['experiment']} seed{run['seed']}": _log(run_folder(run)) for run in known.values()}
+        logs = {f"{run['experiment']} seed{run['seed']}": read_log(run_folder(run)) for run in known.values()}
         figures.training_curves(logs, pictures / "training_curves.png")
         done["training_curves"] = "loss and AP50 during training"
     else:
@@ -346,7 +358,7 @@ def _figure5(
     if chosen is None or definition["baseline"] not in first:
         return "not run, or its predictions are not here"
     names = class_titles(suite.data)
-    baseline, tsd = (figures.read_detections(first[name]) for name in (definition["baseline"], chosen))
+    baseline, tsd = (read_proposals(first[name]) for name in (definition["baseline"], chosen))
     scenes = [
         figures.Scene(
             image, truth, labels, figures.of_picture(baseline, key, names), figures.of_picture(tsd, key, names)
@@ -356,11 +368,3 @@ def _figure5(
     picked = figures.select_scenes(scenes, definition["scenes"])
     figures.figure5(picked, pictures / "figure5.png", (definition["baseline"], chosen))
     return str(definition["title"])
-
-
-def _log(folder: Path) -> list[dict[str, Any]]:
-    """Log lines of a run; none if only its metrics are here."""
-    path = folder / "log.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -18,8 +18,9 @@ from tsd.engine.device import set_up
 from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
+from tsd.engine.run_files import read_environment
 from tsd.errors import InputError, WorkError
-from tsd.files import exclusive, read_json, remove_leftovers, write_json, write_text
+from tsd.files import exclusive, remove_leftovers, write_json, write_text
 from tsd.status import FILE, read_status
 from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
 
@@ -199,8 +200,7 @@ def _train_in_group(
 
 def _weights_of(folder: Path) -> dict[str, Any]:
     """What is known of the weights that a run started from, if it has been started before."""
-    path = folder / "environment.json"
-    known = read_json(path) if path.exists() else {}
+    known = read_environment(folder) if (folder / "environment.json").exists() else {}
     return {key: known[key] for key in ("pretrained_sha256",) if known.get(key)}
 
 

@@ -57,22 +57,15 @@ class Scene:
     tsd: Detections
 
 
-def read_detections(path: Path) -> dict[str, Array]:
-    """Arrays of a run's ``proposals.npz``.
+def of_picture(arrays: Mapping[str, Array], image_id: int | str, names: Mapping[int, str]) -> Detections:
+    """Detections of one picture out of :func:`tsd.engine.run_files.read_proposals`.
 
     Raises:
-        InputError: missing or broken file.
+        InputError: a category that the annotations do not have.
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable: {error}") from None
-
-
-def of_picture(arrays: Mapping[str, Array], image_id: int | str, names: Mapping[int, str]) -> Detections:
-    """Detections of one picture out of :func:`read_detections`."""
     mask = arrays["image_id"] == image_id
+    if odd := set(map(int, arrays["category_id"][mask])) - names.keys():
+        raise InputError(f"proposals.npz: category_id: {min(odd)} is none of the annotations; predict anew")
     extras = [arrays[name][mask] if name in arrays else None for name in ("proposal", "reg_proposal", "cls_points")]
     labels = [names[int(category)] for category in arrays["category_id"][mask]]
     return Detections(arrays["bbox"][mask], arrays["score"][mask], labels, *extras)

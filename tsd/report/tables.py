@@ -268,8 +268,8 @@ def load_external(params: Path) -> pd.DataFrame:
     for line, row in rows.items():
         if not re.fullmatch("[0-9a-f]{64}", row["predictions_sha256"]):
             raise ParamsError(
-                f"{path}: line {line}: predictions_sha256: expected 64 hexadecimal digits, as the run's metrics file has "
-                f"them, got {row['predictions_sha256']}"
+                f"{path}: line {line}: predictions_sha256: expected 64 hexadecimal digits, as the run's metrics file "
+                f"has them, got {row['predictions_sha256']}"
             )
     values = [_number(path, line, row["value"], 0, 1) for line, row in rows.items()]
     frame = pd.DataFrame(list(rows.values()), columns=EXTERNAL_COLUMNS, index=list(rows))
@@ -311,7 +311,7 @@ def external_results(
     Raises:
         ParamsError: a score under the name of a figure that runs are measured by: it would be averaged with theirs.
     """
-    runs = [read_json(path)["run"] for path in files]
+    runs = [read_run(path) for path in files]
     records, notes = [], []
     for line, row in zip(external.index, external.to_dict("records"), strict=True):
         if row["metric"] in measured:
@@ -356,6 +356,36 @@ def read_run(path: Path) -> dict[str, Any]:
     return run
 
 
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The content of a run's metrics file: ``run``, ``metrics``, and of COCO ``scale_iou``.
+
+    Raises:
+        InputError: it is no run's metrics; names the key.
+    """
+    run = read_run(path)
+    content: dict[str, Any] = read_json(path)
+    runtime, by_area = run.get("runtime") or {}, content.get("scale_iou", {})
+    figures = {f"metrics.{name}": value for name, value in _mapping(path, content, "metrics").items()}
+    for area in _mapping(path, {"scale_iou": by_area}, "scale_iou"):
+        by_iou = _mapping(path, by_area, area)
+        figures |= {f"scale_iou.{area}.{iou}": value for iou, value in by_iou.items()}
+    if runtime:
+        figures["run.runtime.median_ms"] = _mapping(path, run, "runtime").get("median_ms", "nothing")
+        if not isinstance(runtime.get("device"), str):
+            raise InputError(f"{path}: run.runtime.device: expected a text, got {runtime.get('device')!r}")
+    for key, value in figures.items():
+        if not (value is None or (type(value) in (int, float) and math.isfinite(value))):
+            raise InputError(f"{path}: {key}: expected a finite number or null, got {value!r}")
+    return content
+
+
+def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not the metrics of a run: {key}: expected an object, got {found!r:.40}")
+    return found
+
+
 def collect_results(files: Sequence[Path]) -> pd.DataFrame:
     """All figures of some metrics.json files: columns :data:`RESULT_COLUMNS`.
 
@@ -365,24 +395,14 @@ def collect_results(files: Sequence[Path]) -> pd.DataFrame:
     records = []
     seen: dict[tuple[Any, ...], Path] = {}
     for path in files:
-        content = read_json(path)
-        for part in ("run", "metrics"):
-            if not isinstance(content, dict) or not isinstance(content.get(part, {}), dict):
-                raise InputError(f"{path}: not the metrics of a run: {part}: expected an object")
-        try:
-            run, metrics = content["run"], content["metrics"]
-            facts = _of_run(run)
-            runtime = run.get("runtime")
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: not the metrics of a run: missing key {error}") from None
+        content = read_metrics(path)
+        run = content["run"]
+        facts, runtime = _of_run(run), run.get("runtime")
         key = (facts["run"], run.get("test_digest"))
         if key in seen:
             raise InputError(f"{path}: the same run as {seen[key]}: {facts['run']}; it would count twice")
         seen[key] = path
-        for name, value in metrics.items():
-            if not (value is None or (type(value) in (int, float) and math.isfinite(value))):
-                raise InputError(f"{path}: metrics.{name}: expected a finite number or null, got {value!r}")
-        values = dict(metrics)
+        values = dict(content["metrics"])
         for area, by_iou in content.get("scale_iou", {}).items():
             values |= {f"{area}_{iou}": value for iou, value in by_iou.items()}
         if path.with_suffix(SUFFIX).exists():
@@ -398,6 +418,24 @@ def _of_draws(path: Path) -> dict[str, float | None]:
     draws = draws_beside(path)
     found = {name: float(draws[name].iloc[0]) for name in ("agreement", *LOST)}
     return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def read_models(path: Path) -> dict[str, dict[str, Any]]:
+    """Experiment → what a file of ``tsd inspect`` says of its network.
+
+    Raises:
+        InputError: the file holds something else; names the key.
+    """
+    content = read_json(path)
+    models = content.get("models") if isinstance(content, dict) else None
+    if not isinstance(models, dict):
+        raise InputError(f"{path}: models: expected what `tsd inspect` writes; make it anew")
+    for name, facts in models.items():
+        for key in OF_MODELS:
+            value = facts.get(key) if isinstance(facts, dict) else None
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise InputError(f"{path}: models.{name}.{key}: expected a number above 0, got {value!r:.40}")
+    return models
 
 
 def model_results(models: dict[str, dict[str, Any]]) -> pd.DataFrame:

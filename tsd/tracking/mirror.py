@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tsd.files import read_json, read_whole_lines
+from tsd.engine.run_files import read_environment, read_experiment, read_log
+from tsd.files import read_json
 from tsd.status import read_status
 from tsd.tracking.store import KEY, connect, experiment_id, parent_of, the_run
 
@@ -54,7 +53,7 @@ def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = _nothing)
 def _sync(folder: Path, uri: str, status: dict[str, Any], moved: Callable[[], None]) -> str:
     from mlflow.entities import Param, RunTag
 
-    described = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    described = read_experiment(folder)
     client = connect(uri)
     root = folder.resolve().parents[5]
     number = experiment_id(client, f"tsd-{described['suite']}", root, uri)
@@ -64,7 +63,7 @@ def _sync(folder: Path, uri: str, status: dict[str, Any], moved: Callable[[], No
     run_id, known = run.info.run_id, run.data.tags
     params = {name: str(value)[:6000] for name, value in _flatten(described["params"])}
     new = [Param(name, value) for name, value in params.items() if name not in run.data.params]
-    tags = _tags(described, _json(folder / "environment.json"), status)
+    tags = _tags(described, _environment(folder), status)
     if rows := dict(reversed([row.split("/", 1) for row in described.get("tables", [])])):
         tags |= rows
         parents = (parent_of(client, number, row.split("/")[0]) for row in described["tables"])
@@ -100,7 +99,7 @@ def _curves(folder: Path, status: dict[str, Any], before: str | None) -> list[An
     done: dict[str, int] = json.loads(before) if before else {}
     return [
         Metric(_name(name), float(value), int(line["time"] * 1000), line["step"])
-        for line in read_whole_lines(folder / "log.jsonl")
+        for line in read_log(folder)
         for name, value in line.items()
         if line["step"] <= last
         and name not in ("time", "step")
@@ -246,5 +245,5 @@ def _milliseconds(time: str | None) -> int | None:
     return int(datetime.datetime.fromisoformat(time).timestamp() * 1000) if time else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _environment(folder: Path) -> dict[str, Any]:
+    return read_environment(folder) if (folder / "environment.json").is_file() else {}
