@@ -1,13 +1,18 @@
 """Damaged files of a run and of what was made of runs: each reader names the file, and the key or line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import project_with_scenes
+from tests.report.test_tables import RUN
 from tests.tracking.test_mirror import make_run
+from tsd.cli import main
 from tsd.engine import run_files
 from tsd.errors import InputError
+from tsd.report import tables
 
 
 @pytest.fixture
@@ -116,3 +121,85 @@ def test_the_times_of_predictions_are_checked(tmp_path):
     path.write_text('{"median_ms": "fast", "device": "cpu"}')
     with pytest.raises(InputError, match=r'runtime.json: median_ms: expected number or null, got "fast"'):
         run_files.read_runtime(path)
+
+
+REPORTED = {
+    "figures/figures.json": b'{"figure6": "drawn"}',
+    "tables/tables.html": b"<html><body>tables</body></html>",
+}
+"""What a report is made of, beside the verdicts."""
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    project_with_scenes(tmp_path / "project", monkeypatch)
+    folder = Path("results/tiny")
+    for name, content in REPORTED.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    assert main(["claims", "--suite", "tiny", "--output", f"{folder}/claims.md"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("figures/figures.json", b"[]", "expected a text for each figure; make it anew by `tsd figures`"),
+        ("figures/figures.json", b"", "not valid JSON"),
+        ("claims.csv", b"", "not what the suite's metrics and draws give now"),
+        ("claims.csv", b"a,b\n1,2\n", "not what the suite's metrics and draws give now"),
+        ("claims.csv", b"\xff", "not what the suite's metrics and draws give now"),
+        ("tables/tables.html", b"<html><body>tab", "no whole page of tables; make it anew by `tsd tables`"),
+        ("tables/tables.html", b"\xff", "no whole page of tables"),
+    ],
+)
+def test_what_a_report_is_made_of_is_named_if_it_is_damaged(results, capsys, name, content, message):
+    (results / name).write_bytes(content)
+    assert main(["report", "--suite", "tiny", "--output", "report.html"]) == 2
+    assert capsys.readouterr().err.startswith(f"results/tiny/{name}: {message}")
+    assert not Path("report.html").exists()
+
+
+def test_an_edited_verdict_is_not_reported(results, capsys):
+    path = results / "claims.csv"
+    path.write_text(path.read_text().replace("not run", "supported", 1))
+    assert main(["report", "--suite", "tiny", "--output", "report.html"]) == 2
+    assert "claims.csv: not what the suite's metrics and draws give now" in capsys.readouterr().err
+    assert main(["claims", "--suite", "tiny", "--output", f"{results}/claims.md"]) == 0
+    assert main(["report", "--suite", "tiny", "--output", "report.html"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "models: expected what `tsd inspect` writes; make it anew"),
+        ('{"models": {"baseline": {"params_m": 1}}}', "models.baseline.gmacs: expected a number above 0, got None"),
+        (
+            '{"models": {"baseline": {"params_m": "1", "gmacs": 1}}}',
+            "models.baseline.params_m: expected a number above",
+        ),
+    ],
+)
+def test_damaged_counts_of_networks_are_named(tmp_path, content, message):
+    (tmp_path / "models.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        tables.read_models(tmp_path / "models.json")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": None}, "not the metrics of a run: metrics: expected an object, got None"),
+        ({"metrics": {"AP": "high"}}, "metrics.AP: expected a finite number or null, got 'high'"),
+        ({"scale_iou": []}, "not the metrics of a run: scale_iou: expected an object"),
+        ({"scale_iou": {"all": {"0.50": True}}}, "scale_iou.all.0.50: expected a finite number or null, got True"),
+        ({"run": RUN | {"runtime": {"median_ms": 1}}}, "run.runtime.device: expected a text"),
+    ],
+)
+def test_damaged_metrics_are_named(tmp_path, change, message):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"run": RUN, "metrics": {"AP": 0.1}} | change))
+    with pytest.raises(InputError) as error:
+        tables.read_metrics(path)
+    assert message in str(error.value)

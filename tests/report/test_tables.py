@@ -37,6 +37,7 @@ RUN = {
     "git_commit": "c",
     "git_dirty": False,
     "digest": "d",
+    "test_digest": "t",
     "data_digest": "e",
     "predictions_sha256": "f",
 }
@@ -174,7 +175,7 @@ def test_results_are_read_from_metrics_files(tmp_path):
     with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: metrics: expected an object"):
         tables.collect_results([path])
     path.write_text("{}")
-    with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: missing key 'run'"):
+    with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: run: expected an object"):
         tables.collect_results([path])
 
 
@@ -302,7 +303,7 @@ def test_a_slip_in_a_table_or_figure_is_named(project, change, message):
 
 
 def test_a_metric_that_a_server_gave_can_be_shown(project):
-    line = "baseline,abc,0f,AP50_private,0.5,Kaggle,2026-11-01\n"
+    line = f"baseline,abc,{'0f' * 32},AP50_private,0.5,Kaggle,2026-11-01\n"
     (project / "params/external.csv").write_text(",".join(tables.EXTERNAL_COLUMNS) + "\n" + line)
     params = edited(project, lambda c: c["tables"]["voc"]["columns"][1].update(metric="AP50_private"))
     assert tables.load_tables(params)["voc"]["columns"][1]["metric"] == "AP50_private"

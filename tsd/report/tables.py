@@ -433,7 +433,7 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
     for name, facts in models.items():
         for key in OF_MODELS:
             value = facts.get(key) if isinstance(facts, dict) else None
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"{path}: models.{name}.{key}: expected a number above 0, got {value!r:.40}")
     return models
 
