@@ -237,6 +237,7 @@ POLYGON = [5, 5, 15, 5, 15, 20]
             [[*POLYGON[:5], 1e9]],
             "a polygon reaches from (5, 5) to (15, 1e+09), far outside its picture of 40x30 pixels",
         ),
+        ([[0, 0, 40, 30] * 1000], "its edges are 79960 pixels long; expected 5084 at most, for its picture of 40x30"),
         ([[41, 5, 45, 5, 45, 9]], "it lies outside its picture of 40x30 pixels: from (41, 5) to (45, 9)"),
         (
             {"size": [40, 30], "counts": [600, 600]},

@@ -1,5 +1,6 @@
 """Masks of COCO's files, checked without drawing them: a wrong number in one can ask for gigabytes."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,30 +39,38 @@ def detected_mask_problem(mask: Any, size: Size) -> str | None:
 
 
 def _polygons_problem(polygons: list[Any], size: Size) -> str | None:
-    lowest, highest = np.full(2, np.inf), np.full(2, -np.inf)
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return f"expected polygons of at least three points, x and y of each, got {_cut(polygon)}"
-        numbers = _numbers(polygon)
-        if numbers is None or not np.isfinite(numbers).all():
-            return f"expected polygons of finite numbers, got {_cut(polygon)}"
-        points = numbers.reshape(-1, 2)
-        lowest, highest = np.minimum(lowest, points.min(axis=0)), np.maximum(highest, points.max(axis=0))
-    # Polygons are drawn point by point along their edges: memory grows with how far they reach.
-    if (lowest < np.negative(size)).any() or (highest > 2 * np.array(size)).any():
-        return f"a polygon reaches from {_point(lowest)} to {_point(highest)}, far outside {_picture(size)}"
-    if (highest <= 0).any() or (lowest >= size).any():
-        return f"it lies outside {_picture(size)}: from {_point(lowest)} to {_point(highest)}"
+    numbers = _numbers(list(chain.from_iterable(polygons)))
+    if numbers is None:
+        wrong = next((polygon for polygon in polygons if _numbers(polygon) is None), polygons)
+        return f"expected polygons of finite numbers, got {_cut(wrong)}"
+    x, y = numbers[::2], numbers[1::2]
+    (left, top), (right, bottom) = (x.min(), y.min()), (x.max(), y.max())
+    reach = f"from ({left:g}, {top:g}) to ({right:g}, {bottom:g})"
+    width, height = size
+    # Polygons are drawn point by point along their edges, which are all held in memory.
+    if min(left + width, top + height, 2 * width - right, 2 * height - bottom) < 0:
+        return f"a polygon reaches {reach}, far outside {_picture(size)}"
+    length, most = np.maximum(abs(x[1:] - x[:-1]), abs(y[1:] - y[:-1])).sum(), 4 * (width + 1) * (height + 1)
+    if length > most:
+        return f"its edges are {length:.0f} pixels long; expected {most} at most, for {_picture(size)}"
+    if min(right, bottom) <= 0 or left >= width or top >= height:
+        return f"it lies outside {_picture(size)}: {reach}"
     return None
 
 
 def _numbers(values: list[Any]) -> np.ndarray | None:
-    """The list as numbers; None: something in it is none."""
+    """The list as finite numbers; None: something in it is none."""
     try:
         numbers = np.asarray(values)
     except ValueError:  # lists of various lengths in it
         return None
-    return numbers.astype(float) if numbers.ndim == 1 and numbers.dtype.kind in "iuf" else None
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf":
+        return None
+    numbers = numbers.astype(float)
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def _code_problem(code: dict[str, Any], size: Size, drawn: bool) -> str | None:
@@ -113,10 +122,6 @@ def _runs(text: str) -> list[int] | None:
 
 def _picture(size: Size) -> str:
     return f"its picture of {size[0]}x{size[1]} pixels"
-
-
-def _point(point: np.ndarray) -> str:
-    return f"({point[0]:g}, {point[1]:g})"
 
 
 def _cut(value: Any) -> str:
