@@ -41,6 +41,7 @@ def drawn(numbers: Sequence[int], size: tuple[int, int] = (96, 72)) -> tuple[dic
                     "category_id": category + 1,
                     "bbox": box,
                     "area": box[2] * box[3],
+                    "segmentation": [[x, y, x + box[2], y, x + box[2], y + box[3], x, y + box[3]]],
                     "iscrowd": 0,
                 }
             )

@@ -194,6 +194,9 @@ def test_data_of_the_users_own_is_checked_before_training(project, tmp_path):
     done = tsd("data", "verify", "--suite", "own")
     assert done.returncode == 2
     assert "annotation 5" in done.stderr
+    truth["annotations"][0]["bbox"] = [10, 1, 30, 40]
+    (project / "own/a.json").write_text(json.dumps(truth))
+    assert tsd("data", "verify", "--suite", "own").returncode == 0
     (project / "own/a.jpg").unlink()
     assert "a.jpg" in tsd("data", "verify", "--suite", "own").stderr
 

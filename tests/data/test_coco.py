@@ -155,7 +155,7 @@ def test_what_training_passes_over_is_left_out_or_refused(folder, caplog, change
     assert [annotation["id"] for annotation in loaded["annotations"]] == [1, 2]
     assert f"1 annotations left out, first annotation 3 {why}" in caplog.text
     (problem,) = problems(folder, content, on_degenerate="error")
-    assert problem.startswith("annotation 3 (bbox [")
+    assert problem.startswith("annotation 3 (picture 7, bbox [")
     assert f") {why}: training leaves it out; mend or remove it, or say `degenerate: drop`" in problem
 
 

@@ -28,12 +28,15 @@ def picture(seed):
     return buffer.getvalue()
 
 
+MASK = {"segmentation": [[1, 1, 10, 1, 10, 10, 1, 10]]}
+
+
 def instances(numbers):
     return json.dumps(
         {
             "images": [{"id": n, "file_name": f"{n:012d}.jpg", "width": 24, "height": 16} for n in numbers],
             "annotations": [
-                {"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+                {"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0, **MASK}
                 for n in numbers
             ],
             "categories": [{"id": 1, "name": "thing"}],

@@ -275,8 +275,9 @@ def _why_passed_over(annotation: dict[str, Any], picture: dict[str, Any]) -> str
 
 def _passed_over(annotation: dict[str, Any], why: str) -> str:
     return (
-        f"annotation {annotation['id']} (bbox {annotation['bbox']}, area {annotation['area']}) {PASSED_OVER[why]}: "
-        "training leaves it out; mend or remove it, or say `degenerate: drop` in the suite's data"
+        f"annotation {annotation['id']} (picture {annotation['image_id']}, bbox {annotation['bbox']}, area "
+        f"{annotation['area']}) {PASSED_OVER[why]}: training leaves it out; mend or remove it, or say "
+        "`degenerate: drop` in the suite's data"
     )
 
 

@@ -147,10 +147,11 @@ def _look_through(place: Place, source: Source) -> dict[str, dict[str, int]]:
     for split in SPLITS:
         annotations, images = place.split(split)
         content = read_coco(annotations)
-        check_trained_on(annotations, content)
         problems += _count_problems(annotations, content, source, split)
         sizes[split], wrong = compare_pictures(images, content["images"], known[split] if known is not None else None)
         problems += wrong
+        if not problems:
+            check_trained_on(annotations, content)
     if problems:
         more = [f"and {len(problems) - MOST} more"] if len(problems) > MOST else []
         raise InputError("\n".join([*problems[:MOST], *more, _advice(place, source)]))
