@@ -208,6 +208,14 @@ def test_an_archive_with_anything_but_pictures_is_refused(bucket, tmp_path, name
     assert not list(tmp_path.rglob("escape.jpg"))
 
 
+def test_a_picture_of_an_archive_is_not_read_if_it_is_too_long(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "MOST", 5000)
+    contents = [(f"train_0/{KEYS[0][1]}.jpg", jpeg(0)), (f"train_0/{KEYS[1][1]}.jpg", jpeg(1) + bytes(5000))]
+    shard(bucket[2] / "tar/train_0.tar.gz", contents)
+    with pytest.raises(WorkError, match=rf"1 of 2 .*, first train/{KEYS[1][1]}: \d+ bytes, expected at most 5000"):
+        fetch.fetch_shards(bucket[0], tmp_path / "out", [("train", "train_0")], KEYS[:2], policy=QUICK)
+
+
 def test_a_broken_archive_is_named_and_its_whole_pictures_kept(bucket, tmp_path):
     path = bucket[2] / "tar/train_0.tar.gz"
     shard(path, [(f"train_0/{name}.jpg", jpeg(i)) for i, (_, name) in enumerate(KEYS)])

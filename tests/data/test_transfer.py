@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from tsd.data.pace import Pace
 from tsd.data.serve import Handler, served
 from tsd.data.transfer import CHUNK, Policy, TransferError, download, get
 
@@ -14,6 +15,7 @@ CONTENT = bytes(range(256)) * 5000  # 1.28 MB, more than one piece
 HALF = len(CONTENT) // 2 // CHUNK * CHUNK  # what is kept of a transfer that is cut in the middle
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 QUICK = Policy(attempts=4, wait=0.01, longest_wait=0.05, timeout=0.5)
+PACED = Policy(attempts=2, wait=0.01, timeout=5.0, pace=Pace(bytes=1000, seconds=0.5))
 
 
 class Faulty(Handler):
@@ -50,11 +52,42 @@ class Faulty(Handler):
             self.wfile.write(path.read_bytes()[: size // 2])
             self.wfile.flush()
             self.close_connection = True
+        elif fault.startswith("trickles"):
+            self.trickle(fault)
+        elif fault == "sends without end":
+            self.send_response(200)
+            self.end_headers()
+            while True:  # until the other end closes
+                self.wfile.write(bytes(CHUNK))
+        elif fault == "compresses":
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif fault.startswith("sends on to "):
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("sends on to "))
+            self.end_headers()
+            if fault.endswith("?endless"):
+                while True:
+                    self.wfile.write(bytes(CHUNK))
         elif fault == "ignores ranges":
             del self.headers["Range"]
             super().do_GET()
         else:
             super().do_GET()
+
+    def trickle(self, fault):
+        """A byte at a time, none of them late: of the headers, of the body, or of a length before a piece of it."""
+        begin = b"HTTP/1.1 200 OK\r\n"
+        if fault == "trickles a body":
+            begin += b"Content-Length: %d\r\n\r\n" % len(CONTENT)
+        elif fault == "trickles in chunks":
+            begin += b"Transfer-Encoding: chunked\r\n\r\n4;"
+        self.wfile.write(begin)
+        while True:
+            self.wfile.write(b"x")
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -138,6 +171,55 @@ def test_it_gives_up_after_so_many_attempts(server, tmp_path, fault):
         fetch(server, tmp_path)
     assert len(server[1].seen) == 4
     assert not (tmp_path / "out/a.bin").exists()
+
+
+@pytest.mark.parametrize("fault", ["trickles headers", "trickles a body", "trickles in chunks"])
+def test_a_server_that_trickles_counts_as_one_that_is_silent(server, tmp_path, fault):
+    server[1].script += [fault]
+    assert fetch(server, tmp_path, policy=PACED) == CONTENT
+    server[1].script += [fault] * 9
+    for work in (lambda: get(server[0], policy=PACED), lambda: fetch(server, tmp_path / "again", policy=PACED)):
+        with pytest.raises(TransferError, match=r"a\.bin: gave up after 2 attempts: too slow: \d+ bytes in 1 s"):
+            work()
+    assert not list((tmp_path / "again").rglob("a.bin"))
+
+
+def test_an_answer_without_end_is_left_at_once_and_nothing_stays_of_it(server, tmp_path):
+    server[1].script += ["sends without end"] * 2
+    with pytest.raises(TransferError, match=rf"sends more than the {len(CONTENT)} bytes that the file has"):
+        fetch(server, tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(TransferError, match="sends more than 200000 bytes"):
+        get(server[0], policy=QUICK, most=200_000)
+    assert [fault for fault, _ in server[1].seen] == ["sends without end"] * 2
+
+
+def test_a_file_of_unknown_size_must_say_it_and_fit_on_the_disk(server, tmp_path, monkeypatch):
+    server[1].script += ["sends without end"]
+    with pytest.raises(TransferError, match=r"does not say how many bytes the file has; expected Content-Length"):
+        fetch(server, tmp_path, size=None, sha256=None)
+    full = type("Usage", (), {"free": 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr("tsd.data.transfer.shutil.disk_usage", lambda path: full)
+        with pytest.raises(TransferError, match=rf"{len(CONTENT)} bytes are to come, 1000 are free in "):
+            fetch(server, tmp_path, size=None, sha256=None)
+    with pytest.raises(TransferError, match=rf"has {len(CONTENT)} bytes, expected at most 1000"):
+        get(server[0], policy=QUICK, most=1000)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_server_may_send_on_to_another_address(server, tmp_path):
+    server[1].script += ["sends on to /files/b.bin", "sends on to a.bin?endless"]
+    assert fetch(server, tmp_path) == CONTENT
+    server[1].script += ["sends on to a.bin"] * 9
+    with pytest.raises(TransferError, match="sends on to another address more than 5 times"):
+        get(server[0], policy=QUICK)
+
+
+def test_an_answer_that_is_compressed_is_refused(server):
+    server[1].script += ["compresses"]
+    with pytest.raises(TransferError, match=r"answers in gzip, expected the file's own bytes"):
+        get(server[0], policy=QUICK)
 
 
 def test_another_digest_or_size_is_an_error_and_leaves_nothing(server, tmp_path):

@@ -21,7 +21,7 @@ from tsd.data.manifest import digest
 from tsd.data.pictures import Key, PictureStore
 from tsd.data.progress import interval
 from tsd.data.sources import Source
-from tsd.data.transfer import Policy, TransferError, download, get
+from tsd.data.transfer import MOST, Policy, TransferError, download, get
 from tsd.errors import InputError, WorkError
 from tsd.files import exclusive, nearest, write_text
 
@@ -284,6 +284,9 @@ def _unpack_shard(archive: Path, split: str, wanted: set[Key], store: PictureSto
                     raise WorkError(f"{archive}: {member.name}: not a picture of the data set: refused")
                 key = (split, match["id"])
                 if key not in wanted or key in store.records:
+                    continue
+                if member.size > MOST:
+                    failures[key] = f"{member.size} bytes, expected at most {MOST}"
                     continue
                 file = tar.extractfile(member)
                 assert file is not None

@@ -1,20 +1,35 @@
-"""Getting a file over HTTP whole, or not at all: ranges, retries with growing waits, sizes and digests checked."""
+"""Getting a file over HTTP whole, or not at all: ranges, retries with growing waits, sizes and digests checked.
 
+No server holds or fills who asks: each wait, each stretch of slow answers and each answer's length has a bound.
+"""
+
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 import requests
 
 from tsd.data.manifest import digest
+from tsd.data.pace import Pace, SlowError, keep_pace
 from tsd.errors import WorkError
 from tsd.files import read_json, write_json
 
 CHUNK = 1 << 16
 """Bytes read at once; what is read of a piece when the connection breaks is lost."""
+
+MOST = 32 << 20
+"""Bytes of a small file at most. A picture of 1024 x 1024 pixels has 3 MB where it is not compressed at all."""
+
+PACE = Pace(bytes=30_000, seconds=60.0)
+"""500 bytes a second: far below every connection over which a data set can be fetched."""
+
+REDIRECTS = 5
+"""Addresses that a server may send on to, one after the other."""
 
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 """Answers after which the same request may succeed."""
@@ -32,12 +47,14 @@ class Policy:
         wait: seconds before the second request; doubled before each further one, up to ``longest_wait``. A server's
             ``Retry-After`` is honoured up to the same bound.
         timeout: seconds without a connection, or without a byte, after which a request has failed.
+        pace: bytes that must come in so many seconds of waiting; a server that is slower counts as one that is silent.
     """
 
     attempts: int = 6
     wait: float = 1.0
     longest_wait: float = 60.0
     timeout: float = 60.0
+    pace: Pace = PACE
 
 
 class TransferError(WorkError):
@@ -52,15 +69,22 @@ class _Again(Exception):
         self.wait = wait
 
 
+class _Session(requests.Session):
+    """Follows no address that it is sent on to: it would read all of such an answer first, however long it is."""
+
+    def resolve_redirects(self, *_: object, **__: object) -> Iterator[Any]:  # type: ignore[override]
+        return iter(())
+
+
 _local = threading.local()
 
 
-def _session() -> requests.Session:
+def _session(pace: Pace) -> requests.Session:
     """One per thread: sessions are not safe to share."""
-    if not hasattr(_local, "session"):
-        _local.session = requests.Session()
-    session: requests.Session = _local.session
-    return session
+    sessions: dict[Pace, requests.Session] = _local.__dict__.setdefault("sessions", {})
+    if pace not in sessions:
+        sessions[pace] = keep_pace(_Session(), pace)
+    return sessions[pace]
 
 
 def download(
@@ -85,7 +109,8 @@ def download(
         progress: told of every piece's length (negative when a part has to be thrown away).
 
     Raises:
-        TransferError: gave up, or the server has another file than expected.
+        TransferError: gave up; or the server has another file than expected, does not say how long it is where that is
+            not known, or has one that the disk has no room for.
         OSError: the disk is full or not writable; the part stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,11 +136,16 @@ def download(
     return _retried(url, attempt, policy or Policy())
 
 
-def get(url: str, *, policy: Policy | None = None) -> bytes:
+def get(url: str, *, policy: Policy | None = None, most: int = MOST) -> bytes:
     """Content of a small file.
 
+    Args:
+        url: address.
+        policy: how long to try.
+        most: bytes that it may have.
+
     Raises:
-        TransferError: gave up.
+        TransferError: gave up, or the file is longer.
     """
     policy = policy or Policy()
 
@@ -123,14 +153,17 @@ def get(url: str, *, policy: Policy | None = None) -> bytes:
         with _request(url, {}, policy) as answer:
             if answer.status_code != 200:
                 _refuse(url, answer)
-            try:
-                content = answer.content
-            except (requests.RequestException, OSError) as error:
-                raise _Again(_short(error)) from None
             expected = _length(answer)
+            if expected is not None and expected > most:
+                raise TransferError(f"{url}: the server's file has {expected} bytes, expected at most {most}")
+            content = bytearray()
+            for piece in _pieces(answer):
+                content += piece
+                if len(content) > most:
+                    raise TransferError(f"{url}: the server sends more than {most} bytes, expected at most as many")
             if expected is not None and len(content) != expected:
                 raise _Again(f"closed after {len(content)} of {expected} bytes")
-            return content
+            return bytes(content)
 
     return _retried(url, attempt, policy)
 
@@ -174,37 +207,59 @@ def _receive(url: str, part: Path, note: Path, size: int | None, policy: Policy,
         if size is not None and total is not None and total != size:
             _drop(part, note, told)
             raise TransferError(f"{url}: the server's file has {total} bytes, expected {size}")
+        expected = size if size is not None else total
+        if expected is None:
+            raise TransferError(f"{url}: the server does not say how many bytes the file has; expected Content-Length")
+        free = shutil.disk_usage(part.parent).free
+        if expected - have > free:
+            raise TransferError(f"{url}: {expected - have} bytes are to come, {free} are free in {part.parent}")
         write_json(note, {"validator": answer.headers.get("ETag") or answer.headers.get("Last-Modified")})
-        _write(answer, part, told)
-    got = part.stat().st_size
-    expected = size if size is not None else total
-    if expected is not None and got != expected:
-        raise _Again(f"closed after {got} of {expected} bytes")
-    return got
+        with part.open("ab") as file:
+            for piece in _pieces(answer):
+                have += len(piece)
+                if have > expected:
+                    break
+                file.write(piece)
+                told(len(piece))
+    if have > expected:
+        _drop(part, note, told)
+        raise TransferError(f"{url}: the server sends more than the {expected} bytes that the file has")
+    if have != expected:
+        raise _Again(f"closed after {have} of {expected} bytes")
+    return have
 
 
-def _write(answer: requests.Response, part: Path, told: Progress) -> None:
-    """Append the answer's bytes. What the network breaks may be tried again; what the disk breaks may not."""
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    """The answer's bytes. What the network breaks may be tried again; what the caller breaks, such as a disk, not."""
     pieces = answer.iter_content(CHUNK)
-    with part.open("ab") as file:
-        while True:
-            try:
-                piece = next(pieces, None)
-            except (requests.RequestException, OSError) as error:
-                raise _Again(_short(error)) from None
-            if piece is None:
-                return
-            file.write(piece)
-            told(len(piece))
+    while True:
+        try:
+            piece = next(pieces, None)
+        except (requests.RequestException, OSError) as error:
+            raise _Again(_short(error)) from None
+        if piece is None:
+            return
+        yield piece
 
 
 def _request(url: str, headers: dict[str, str], policy: Policy) -> requests.Response:
     # Compressed in transit, lengths and ranges would be of something else than the file.
     headers = {"Accept-Encoding": "identity", **headers}
-    try:
-        return _session().get(url, headers=headers, stream=True, timeout=policy.timeout)
-    except requests.RequestException as error:
-        raise _Again(_short(error)) from None
+    session, place = _session(policy.pace), url
+    for _ in range(REDIRECTS + 1):
+        try:
+            answer = session.get(place, headers=headers, stream=True, timeout=policy.timeout)
+            target = session.get_redirect_target(answer)
+        except (requests.RequestException, OSError) as error:
+            raise _Again(_short(error)) from None
+        if target is None:
+            if (coding := answer.headers.get("Content-Encoding", "identity")) != "identity":
+                answer.close()
+                raise TransferError(f"{url}: the server answers in {coding}, expected the file's own bytes")
+            return answer
+        answer.close()
+        place = urljoin(place, target)
+    raise TransferError(f"{url}: the server sends on to another address more than {REDIRECTS} times")
 
 
 def _refuse(url: str, answer: requests.Response) -> None:
@@ -230,4 +285,9 @@ def _drop(part: Path, note: Path, told: Progress) -> int:
 
 
 def _short(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SlowError):
+            return str(cause)
+        cause = cause.__context__
     return f"{type(error).__name__}: {error}"[:300]
