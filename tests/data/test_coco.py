@@ -341,6 +341,19 @@ def test_a_picture_that_training_cannot_decode_is_found_when_pictures_are_decode
     assert problem.endswith("b.png is corrupt: it can't be decoded")
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_annotations_are_of_the_stored_pixels_whatever_exif_says(folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.effect_noise((40, 30), 60).save(folder / "a.jpg", exif=exif)
+    assert load_coco(folder / "instances.json", folder, check_pictures=True) == GOOD
+    turned = copy.deepcopy(GOOD)
+    turned["images"][0] |= {"width": 30, "height": 40}
+    (problem,) = problems(folder, turned, images=True, check_pictures=True)
+    said = "; it must be of the stored pixels, not turned by EXIF's orientation" if orientation == 6 else ""
+    assert problem.endswith(f"a.jpg is 40x30 pixels, but its annotation says 30x40{said}")
+
+
 def test_a_changed_file_is_read_again(folder):
     path = folder / "instances.json"
     load_coco(path, None)

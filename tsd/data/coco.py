@@ -25,6 +25,12 @@ TOLERANCE = 1.0
 EXACT = 2**53
 """Evaluators hold the ids of pictures and annotations as 64-bit floats, which are exact below this."""
 
+ORIENTATION = 0x0112
+"""EXIF's tag."""
+
+TURNED = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
+
 Coco = dict[str, Any]
 Policy = Literal["drop", "error"]
 
@@ -343,15 +349,19 @@ def _picture_problems(content: Coco, folder: Path, decode: bool) -> Iterator[str
 
 
 def _decode_problem(path: Path, image: dict[str, Any]) -> str | None:
+    wanted, turned = (image["width"], image["height"]), False
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
             size, form = picture.size, picture.format
+            if size != wanted and size == wanted[::-1]:
+                turned = picture.getexif().get(ORIENTATION) in TURNED
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         return f"is corrupt: {error}"
-    if size != (image["width"], image["height"]):
-        return f"is {size[0]}x{size[1]} pixels, but its annotation says {image['width']}x{image['height']}"
+    if size != wanted:
+        said = f"is {size[0]}x{size[1]} pixels, but its annotation says {wanted[0]}x{wanted[1]}"
+        return said + ("; it must be of the stored pixels, not turned by EXIF's orientation" if turned else "")
     if form != "JPEG":  # that has 8 bits, and training reads it as Pillow does
         try:
             decode(content)
