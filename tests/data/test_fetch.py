@@ -18,13 +18,13 @@ from tsd.data.transfer import get
 from tsd.errors import InputError, ParamsError, WorkError
 
 
-def jpeg(seed, mode="RGB", orientation=None):
-    pixels = np.random.default_rng(seed).integers(0, 255, (20, 30, len(mode)), dtype=np.uint8)
+def jpeg(seed, mode="RGB", orientation=None, size=(20, 30)):
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, len(mode)), dtype=np.uint8)
     buffer = io.BytesIO()
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
-    Image.fromarray(pixels.squeeze(), mode).save(buffer, "JPEG", exif=exif)
+    Image.fromarray(pixels.squeeze(2) if len(mode) == 1 else pixels, mode).save(buffer, "JPEG", exif=exif)
     return buffer.getvalue()
 
 
@@ -125,6 +125,59 @@ def test_missing_pictures_are_listed_and_the_others_kept(bucket, tmp_path):
         (bucket[2] / "train" / f"{KEYS[number][1]}.jpg").write_bytes(jpeg(number))
     run(bucket, tmp_path / "out")
     assert not (tmp_path / "out/failures.csv").exists()
+
+
+def put(bucket, name, content):
+    (bucket[2] / "train" / f"{name}.jpg").write_bytes(content)
+
+
+def test_a_placeholder_for_all_is_refused_and_what_was_there_stays(bucket, tmp_path):
+    run(bucket, tmp_path / "out", KEYS[:2])
+    for _, name in KEYS[2:]:
+        put(bucket, name, jpeg(99))
+    said = r"failures.csv: 10 of 12 pictures .*: a placeholder: 10 ids have the content of SHA-256 [0-9a-f]{64}"
+    with pytest.raises(WorkError, match=said):
+        run(bucket, tmp_path / "out")
+    lines = (tmp_path / "out/failures.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[1] for line in lines] == [name for _, name in KEYS[2:]]
+    assert len(list((tmp_path / "out/train").iterdir())) == 2
+    assert pictures.read_pictures(tmp_path / "out/pictures.parquet").num_rows == 2
+    for number, (_, name) in enumerate(KEYS):
+        put(bucket, name, jpeg(number))
+    assert run(bucket, tmp_path / "out")["pictures"] == {"train": 12}
+
+
+def test_a_placeholder_is_found_among_many(tmp_path):
+    """The store of a large fetch: 20 of 400 pictures; a few true duplicates pass."""
+    for number, refused in ((fetch.SAME, fetch.SAME), (fetch.SAME - 1, 0)):
+        store = pictures.PictureStore(tmp_path / str(number))
+        for key in range(400):
+            record = {"sha256": "same" if key < number else f"{key}"}
+            store.records["train", f"{key}"] = record
+            store.path(("train", f"{key}")).parent.mkdir(parents=True, exist_ok=True)
+            store.path(("train", f"{key}")).touch()
+        assert len(fetch._remove_placeholders(store)) == refused
+        assert len(store.records) == len(list((tmp_path / str(number) / "train").iterdir())) == 400 - refused
+
+
+def test_twins_are_kept(bucket, tmp_path):
+    put(bucket, KEYS[1][1], jpeg(0))
+    assert run(bucket, tmp_path / "out")["pictures"] == {"train": 12}
+
+
+def test_a_placeholder_in_an_archive_is_refused(bucket, tmp_path):
+    shard(bucket[2] / "tar/train_0.tar.gz", [(f"train_0/{name}.jpg", jpeg(0)) for _, name in KEYS])
+    with pytest.raises(WorkError, match=r"12 of 12 pictures .*: a placeholder: 12 ids have the content of SHA-256"):
+        fetch.fetch_shards(bucket[0], tmp_path / "out", [("train", "train_0")], KEYS, policy=QUICK)
+    assert list((tmp_path / "out/train").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 30)])
+def test_a_picture_of_next_to_no_pixels_is_refused(bucket, tmp_path, size):
+    put(bucket, KEYS[4][1], jpeg(0, size=size))
+    said = rf"1 of 12 pictures .*: a placeholder of {size[1]} x {size[0]} pixels, expected at least 8 x 8"
+    with pytest.raises(WorkError, match=said):
+        run(bucket, tmp_path / "out")
 
 
 def test_odd_pictures_are_kept_and_counted(bucket, tmp_path):

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ from tsd.files import exclusive, nearest, write_text
 FAILURES = "failures.csv"
 SPEED = 100e6
 """Bytes per second that the estimate before fetching assumes, and names."""
+
+SAME = 20
+"""Ids that must not share one content. What photographers uploaded again and again comes in twos and threes."""
+
+FEW, PART = 3, 0.1
+"""Nor must so many that make more than this part of all pictures: in a small fetch a placeholder has few ids."""
 
 AHEAD = 4
 """Requests waiting per thread."""
@@ -144,7 +151,8 @@ def fetch_pictures(
 
     Raises:
         InputError: no address of pictures, or too little space.
-        WorkError: pictures are missing; ``failures.csv`` lists them. What came is kept.
+        WorkError: pictures are missing, or the server gave one content for many; ``failures.csv`` lists them. What came
+            is kept.
     """
     if source.pictures_url is None:
         raise InputError(f"params/sources.yaml: {source.name}: pictures_url: missing: its pictures come in archives")
@@ -164,6 +172,7 @@ def fetch_pictures(
 
     try:
         _fetch_all(fetch, missing, threads, failures)
+        failures |= _remove_placeholders(store)
     finally:
         summary = store.close()
     _report_failures(folder, failures, len(keys))
@@ -203,6 +212,19 @@ def _fetch_all(fetch: Callable[[Key], int], keys: list[Key], threads: int, failu
             raise
 
 
+def _remove_placeholders(store: PictureStore) -> dict[Key, str]:
+    """Remove what a server gave in place of many pictures; returns those, and why."""
+    counts = Counter(record["sha256"] for record in store.records.values())
+    few = max(FEW, int(PART * len(store.records)) + 1)
+    refused = {}
+    for key, record in list(store.records.items()):
+        count = counts[record["sha256"]]
+        if count >= min(SAME, few):
+            store.remove(key)
+            refused[key] = f"a placeholder: {count} ids have the content of SHA-256 {record['sha256']}"
+    return refused
+
+
 def _report_failures(folder: Path, failures: dict[Key, str], total: int) -> None:
     path = folder / FAILURES
     if not failures:
@@ -240,8 +262,8 @@ def fetch_shards(
 
     Raises:
         InputError: no address of pictures.
-        WorkError: an archive is broken or has a member that is no picture; or pictures are missing, which
-            ``failures.csv`` lists.
+        WorkError: an archive is broken or has a member that is no picture; or pictures are missing or placeholders,
+            which ``failures.csv`` lists.
     """
     if source.pictures_url is None:
         raise InputError(f"params/sources.yaml: {source.name}: pictures_url: missing: its pictures come in archives")
@@ -263,6 +285,7 @@ def fetch_shards(
             failures |= _unpack_shard(archive, split, keys, store)
             if not keep:
                 archive.unlink()
+        failures |= _remove_placeholders(store)
     finally:
         summary = store.close()
     for key in keys - store.records.keys() - failures.keys():
@@ -272,7 +295,7 @@ def fetch_shards(
 
 
 def _unpack_shard(archive: Path, split: str, wanted: set[Key], store: PictureStore) -> dict[Key, str]:
-    """Keep the wanted pictures of one archive; returns those that can't be decoded."""
+    """Keep the wanted pictures of one archive; returns those that are no pictures, and why."""
     failures = {}
     try:
         with tarfile.open(archive, "r|gz") as tar:

@@ -35,6 +35,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+LEAST = 8
+"""Pixels of a picture's shorter side at least: less is what servers put in place of one that they don't have."""
+
 Key = tuple[str, str]
 Record = dict[str, Any]
 
@@ -45,12 +48,12 @@ def look(content: bytes) -> Record:
     Boxes follow the stored pixels, so an orientation is noted and not applied; of several frames the first is meant.
 
     Raises:
-        ValueError: it can't be decoded.
+        ValueError: it can't be decoded, or is too small for a picture of anything.
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
-            return {
+            record: Record = {
                 "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "width": picture.width,
@@ -61,6 +64,10 @@ def look(content: bytes) -> Record:
             }
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(f"can't be decoded: {error}") from None
+    if min(record["width"], record["height"]) < LEAST:
+        size = f"{record['width']} x {record['height']} pixels"
+        raise ValueError(f"a placeholder of {size}, expected at least {LEAST} x {LEAST}")
+    return record
 
 
 class PictureStore:
@@ -97,7 +104,7 @@ class PictureStore:
         """Keep a picture.
 
         Raises:
-            ValueError: it can't be decoded.
+            ValueError: as :func:`look`.
             OSError: it can't be written.
         """
         record = {"split": key[0], "id": key[1], **look(content)}
@@ -113,6 +120,11 @@ class PictureStore:
             self._journal.write(json.dumps(record) + "\n")
             self._journal.flush()
             self.records[key] = record
+
+    def remove(self, key: Key) -> None:
+        """Remove a picture that is there, and its record."""
+        self.path(key).unlink()
+        del self.records[key]
 
     def _start_journal(self) -> None:
         path = self.folder / JOURNAL
