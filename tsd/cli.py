@@ -634,17 +634,16 @@ def _doctor(args: Args) -> int:
 def _mlflow_init(args: Args) -> int:
     from tsd.files import write_json
     from tsd.tracking.process import NoAnswerError, Process, RefusedError
-    from tsd.tracking.store import tracking_uri, without_password
-    from tsd.tracking.sync import PATIENCE
+    from tsd.tracking.store import seconds_to_answer, tracking_uri, without_password
 
     _suite(args)
     root = Path.cwd()
     uri = tracking_uri(root)
     shown = without_password(uri)
     wanted: dict[str, Any] = {"root": root, "experiments": [f"tsd-{args.suite}"], "tables": _titles(args.suite)}
-    with Process() as process:
+    with _cleaning_up_at_sigterm(), Process() as process:
         try:
-            pages = process.call("init", uri=uri, seconds=PATIENCE, **wanted)
+            pages = process.call("init", uri=uri, seconds=seconds_to_answer(uri), while_moving=True, **wanted)
         except (NoAnswerError, RefusedError) as error:  # a server that is down must not keep trainings from starting
             print(f"MLflow at {shown} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
             pages = []
@@ -671,7 +670,8 @@ def _mlflow_sync(args: Args) -> int:
     uri = tracking_uri(root)
     if args.watch:
         return _mlflow_watch(args, root, uri)
-    report = sync_all(root, uri, args.suite, pending=args.pending, titles=_titles)
+    with _cleaning_up_at_sigterm():
+        report = sync_all(root, uri, args.suite, pending=args.pending, titles=_titles)
     print(f"{len(report.synced)} runs in step with MLflow, {len(report.failed)} failed")
     for reason in report.reasons:
         print(reason, file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests.conftest import tsd
+from tests.tracking.test_follow import server, silent
 from tests.workflow.test_pipeline import edit
 from tsd.cli import main
 from tsd.engine.identity import data_digest
@@ -71,6 +72,14 @@ def test_a_server_that_is_down_is_said(evaluated, monkeypatch):
     done = tsd("explain", "--suite", "tiny", "table3", "tsd_pc")
     assert done.returncode == 0, done.stderr
     assert "http://127.0.0.1:1 can't be asked" in done.stdout
+
+
+def test_a_server_that_does_not_answer_is_said(evaluated, monkeypatch, capsys):
+    monkeypatch.setattr("tsd.engine.explain.PATIENCE", 1.0)
+    with server(silent) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert main(["explain", "--suite", "tiny", "table3", "tsd_pc"]) == 0
+    assert f"{uri} can't be asked (no answer within 1 s)" in capsys.readouterr().out
 
 
 def test_a_quoted_row_has_no_run(project):

@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.tracking.server import Server, wait_until
 from tests.tracking.test_mirror import client, history, make_run, runs, set_status, write_log
+from tsd.cli import main
 from tsd.tracking import follow
 from tsd.tracking.follow import Follower, mirror
 from tsd.tracking.process import STARTING, NoAnswerError, Process
@@ -66,6 +67,26 @@ def dripping(connection, ended):
             connection.sendall(b" ")
 
 
+def dripping_headers(connection, ended):
+    """The same, before the answer's body."""
+    with connection, suppress(OSError):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        while not ended.wait(0.3):
+            connection.sendall(b"y")
+
+
+def asks_for_an_hour(status):
+    """Refuse every request for now, and say that the next one may come in an hour."""
+
+    def answer(connection, ended):
+        with connection, suppress(OSError):
+            while connection.recv(65536):
+                reply = f"HTTP/1.1 {status} Later\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
+                connection.sendall(reply.encode())
+
+    return answer
+
+
 def processes_of(uri):
     """Processes that hold a connection to the address."""
     port = f":{int(uri.rpartition(':')[2]):04X}"
@@ -79,7 +100,7 @@ def processes_of(uri):
     return found - {os.getpid()}
 
 
-@pytest.mark.parametrize("answer", [silent, dripping])
+@pytest.mark.parametrize("answer", [silent, dripping, dripping_headers])
 def test_an_evaluation_waits_no_longer_than_it_was_told(tmp_path, capsys, answer):
     folder = make_run(tmp_path)
     with server(answer) as uri:
@@ -90,6 +111,63 @@ def test_an_evaluation_waits_no_longer_than_it_was_told(tmp_path, capsys, answer
         assert not processes_of(uri)
     assert (folder / "mlflow.pending").read_text() == "no answer within 4 s\n"
     assert "was not updated (no answer within 4 s); `tsd mlflow sync` will catch up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_for_an_hour_is_told_of_and_not_obeyed(tmp_path, capsys, status):
+    folder = make_run(tmp_path)
+    with server(asks_for_an_hour(status)) as uri:
+        assert mirror(folder, uri, seconds=60) is False
+    said = capsys.readouterr().err
+    assert str(status) in said
+    assert "no answer" not in said
+    assert str(status) in (folder / "mlflow.pending").read_text()
+
+
+@pytest.mark.parametrize("verb", ["init", "sync"])
+def test_the_verbs_give_up_on_a_silent_server(project, monkeypatch, capsys, verb):
+    for module in ("store", "sync"):
+        monkeypatch.setattr(f"tsd.tracking.{module}.seconds_to_answer", lambda uri: DEADLINE)
+    make_run(project)
+    with server(silent) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        started = time.monotonic()
+        assert main(["mlflow", verb, *(["--suite", "tiny"] if verb == "init" else [])]) == (verb == "sync")
+        assert time.monotonic() - started < STARTING + DEADLINE + SLACK
+        assert not processes_of(uri)
+    assert "(no answer within 4 s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["init", "--suite", "tiny"], ["sync"], ["sync", "--watch", "5"]])
+def test_the_verbs_end_at_once_when_told_and_leave_no_process(project, words):
+    make_run(project)
+    with server(silent) as uri:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
+        with subprocess.Popen([sys.executable, "-m", "tsd.cli", "mlflow", *words], env=environment) as asks:
+            try:
+                wait_until(lambda: processes_of(uri), lambda: "nobody asked the server", 60)
+                started = time.monotonic()
+                asks.terminate()
+                assert asks.wait(60) != 0
+                assert time.monotonic() - started < SLACK
+            finally:
+                asks.kill()
+        wait_until(lambda: not processes_of(uri), lambda: "a process hangs", SLACK)
+
+
+def test_the_end_of_a_training_is_not_waited_for_by_one_that_is_told_to_stop(tmp_path):
+    folder = make_run(tmp_path)
+    with server(silent) as uri:
+        follower = Follower(folder, uri)
+        follower.begin()
+        wait_until(lambda: processes_of(uri), lambda: "nobody asked the server", 60)
+        stop = threading.Event()
+        threading.Timer(1.0, stop.set).start()
+        started = time.monotonic()
+        assert follower.end(60, given_up=stop.is_set) is False
+        assert time.monotonic() - started < 1 + SLACK
+        assert not processes_of(uri)
+    assert (folder / "mlflow.pending").read_text() == "told to stop\n"
 
 
 @pytest.mark.parametrize("answer", [silent, dripping])

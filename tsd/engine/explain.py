@@ -13,9 +13,13 @@ from tsd.errors import InputError, ParamsError
 from tsd.files import parse_yaml
 from tsd.report import tables
 from tsd.status import read_status
-from tsd.tracking.store import find_run, tracking_uri, without_password
+from tsd.tracking.process import NoAnswerError, Process, RefusedError
+from tsd.tracking.store import may_be_there, tracking_uri, without_password
 
 PARAMS = Path("params")
+
+PATIENCE = 15.0
+"""Seconds for MLflow to say which run it has."""
 
 
 def explain(suite: Suite) -> str:
@@ -123,11 +127,13 @@ def _place(path: Path) -> str:
 
 
 def _mlflow(run: Run) -> str:
-    uri = tracking_uri(run.suite.root)
-    try:
-        number = find_run(uri, run.suite.name, run.key)
-    except Exception as error:  # whatever a server that is down makes of a request
-        return f"{without_password(uri)} can't be asked ({type(error).__name__})"
+    uri, number = tracking_uri(run.suite.root), None
+    if may_be_there(uri):
+        with Process() as process:
+            try:
+                number = process.call("find_run", uri=uri, seconds=PATIENCE, suite=run.suite.name, key=run.key)
+            except (NoAnswerError, RefusedError) as error:
+                return f"{without_password(uri)} can't be asked ({error})"
     return f"run {number} of experiment tsd-{run.suite.name}" if number else "no run; `tsd mlflow sync` makes it"
 
 

@@ -27,6 +27,10 @@ class StopRequest:
     interrupted: bool = False
     """Whether Ctrl-C was pressed: a library may make another error of the exception."""
 
+    def is_made(self) -> bool:
+        """Whether anything has asked."""
+        return self.reason is not None or self.interrupted
+
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:

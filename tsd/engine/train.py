@@ -22,7 +22,7 @@ from tsd.engine.run_files import read_environment
 from tsd.errors import InputError, WorkError
 from tsd.files import exclusive, remove_leftovers, write_json, write_text
 from tsd.status import FILE, read_status
-from tsd.tracking.follow import AT_END, WHEN_STOPPED, Follower
+from tsd.tracking.follow import WHEN_STOPPED, Follower
 
 Watch = Callable[[int, float], str | None]
 """Is told each logged step and its loss as soon as they are known; a text ends the training, and is the reason."""
@@ -74,12 +74,12 @@ def train(
                 _end(folder, "KILLED", "interrupted by Ctrl-C")
             else:
                 _end(folder, "FAILED", _reason(error))
-            follower.end(AT_END)
+            follower.end(given_up=request.is_made)
             if request.interrupted:
                 raise KeyboardInterrupt from error
             raise
         _set_status(folder, "FINISHED")
-        follower.end()
+        follower.end(given_up=request.is_made)
     return folder
 
 

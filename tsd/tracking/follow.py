@@ -7,6 +7,7 @@ is in step with it. Its text is the reason. `tsd mlflow sync` brings what is mis
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,19 +64,22 @@ class Follower:
             self._asked = time.monotonic()
             self._ask(self.uri)
 
-    def end(self, seconds: float = AT_END) -> bool:
+    def end(self, seconds: float = AT_END, given_up: Callable[[], bool] = lambda: False) -> bool:
         """Bring MLflow up to date with the run's end, and end the process that does it; whether it is in step.
 
         Args:
             seconds: how long to wait for it at most.
+            given_up: is asked again and again; what it makes true ends the wait.
         """
         if self.uri is None:
             return False
         deadline = time.monotonic() + seconds
         try:
             if self._process.busy:
-                self._take(seconds)
-            if self._process.busy or not self._ask(self.uri) or not self._take(deadline - time.monotonic()):
+                self._take(seconds, given_up)
+            if self._process.busy or not self._ask(self.uri):
+                return False
+            if not self._take(deadline - time.monotonic(), given_up):
                 return False
             settle(self.folder)
             return True
@@ -90,10 +94,10 @@ class Follower:
             return False
         return True
 
-    def _take(self, seconds: float) -> bool:
+    def _take(self, seconds: float, given_up: Callable[[], bool] = lambda: False) -> bool:
         """Whether an update came to its end by then, and well."""
         try:
-            self._process.answer(max(seconds, 0.0), patient=True)
+            self._process.answer(max(seconds, 0.0), patient=True, given_up=given_up)
         except (NoAnswerError, RefusedError) as error:
             if not self._process.busy or seconds > 0:
                 self._fail(str(error))

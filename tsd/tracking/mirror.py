@@ -13,7 +13,7 @@ from typing import Any
 from tsd.engine.run_files import read_environment, read_experiment, read_log
 from tsd.files import read_json
 from tsd.status import read_status
-from tsd.tracking.store import KEY, connect, experiment_id, parent_of, the_run
+from tsd.tracking.store import KEY, connect, experiment_id, nothing, parent_of, the_run
 
 BATCH = 900
 """Metrics per request: MLflow takes 1000 things in one, tags among them."""
@@ -25,11 +25,7 @@ ARTIFACTS = "tsd.artifacts"
 """Tag of a run: size and time of each file that was uploaded."""
 
 
-def _nothing() -> None:
-    pass
-
-
-def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = _nothing) -> str:
+def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = nothing) -> str:
     """Bring MLflow in step with a run's folder; returns the MLflow run's id.
 
     Lines of ``log.jsonl`` after the newest checkpoint are left for later: a resumed training writes them again.
@@ -167,7 +163,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in (*(folder / name for name in names), *results) if path.is_file()]
 
 
-def sync_tables(folder: str | Path, uri: str, moved: Callable[[], None] = _nothing) -> int:
+def sync_tables(folder: str | Path, uri: str, moved: Callable[[], None] = nothing) -> int:
     """Upload a suite's tables to their parent runs; returns how many tables are there.
 
     Args:

@@ -26,6 +26,9 @@ from tsd.tracking.store import without_password
 STARTING = 60.0
 """Seconds for the process to import MLflow; on a cluster's file system that is most of its time."""
 
+LISTENING = 0.2
+"""Seconds between two looks at whether to go on waiting."""
+
 MOVING = b"moving"
 """What the process writes at each step forward of a long update."""
 
@@ -57,7 +60,7 @@ class Process:
         """Send a request, and do not wait for its answer.
 
         Args:
-            function: ``init``, ``sync_run`` or ``sync_tables``.
+            function: ``init``, ``find_run``, ``sync_run`` or ``sync_tables``.
             seconds: after which the process gives up, and ends, if it has come no further.
             uri: of the store; it goes through a pipe, for it may hold a password.
             arguments: the function's others, of JSON's types, and paths.
@@ -79,13 +82,21 @@ class Process:
             raise NoAnswerError(self._end()) from None
         self.busy = True
 
-    def answer(self, seconds: float, *, patient: bool = False, while_moving: bool = False) -> Any:
+    def answer(
+        self,
+        seconds: float,
+        *,
+        patient: bool = False,
+        while_moving: bool = False,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Any:
         """Wait for the answer.
 
         Args:
             seconds: how long at most.
             patient: if there is none by then, leave the process to go on; otherwise kill it.
             while_moving: so many seconds without a step forward, not in all.
+            given_up: is asked again and again; what it makes true ends the wait.
 
         Raises:
             NoAnswerError: there is none by then.
@@ -93,9 +104,9 @@ class Process:
         """
         deadline = time.monotonic() + seconds
         if not self._imported:
-            self._line(deadline, seconds, patient)
+            self._line(deadline, seconds, patient, given_up)
             self._imported = True
-        while (line := self._line(deadline, seconds, patient)) == MOVING:
+        while (line := self._line(deadline, seconds, patient, given_up)) == MOVING:
             if while_moving:
                 deadline = time.monotonic() + seconds
         self.busy = False
@@ -117,17 +128,22 @@ class Process:
             self._imported = True
         return self.answer(seconds, while_moving=while_moving)
 
-    def _line(self, deadline: float, seconds: float, patient: bool = False) -> bytes:
+    def _line(
+        self, deadline: float, seconds: float, patient: bool = False, given_up: Callable[[], bool] = lambda: False
+    ) -> bytes:
         """The next line that the process writes, if it does so by the deadline; the seconds are for the message."""
         assert self._process is not None
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._received:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                left = max(0.0, deadline - time.monotonic())
+                if not selector.select(min(left, LISTENING)):
+                    if left > LISTENING and not given_up():
+                        continue
                     if not patient:
                         self.close()
-                    raise NoAnswerError(f"no answer within {seconds:.0f} s")
+                    raise NoAnswerError("told to stop" if left > LISTENING else f"no answer within {seconds:.0f} s")
                 part = os.read(self._process.stdout.fileno(), 65536)
                 if not part:
                     raise NoAnswerError(self._end())
@@ -182,9 +198,9 @@ class Process:
 
 
 def _reason(text: str, uri: str) -> str:
-    """An error's first line as messages show it: with no password in it."""
+    """An error's first line as messages show it: with no password in it, and of nested errors the innermost."""
     line = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    return line.replace(uri, without_password(uri))[:200]
+    return line.replace(uri, without_password(uri)).rpartition("Caused by ")[2][:200]
 
 
 def _serve() -> None:
@@ -208,7 +224,8 @@ def _serve() -> None:
         print(MOVING.decode(), file=answers, flush=True)
 
     functions: dict[str, Callable[..., Any]] = {
-        "init": store.init,
+        "init": partial(store.init, moved=moved),
+        "find_run": store.find_run,
         "sync_run": partial(mirror.sync_run, moved=moved),
         "sync_tables": partial(mirror.sync_tables, moved=moved),
     }

@@ -4,7 +4,7 @@ import ipaddress
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,6 +58,11 @@ def tracking_uri(root: Path) -> str:
     return uri
 
 
+def seconds_to_answer(uri: str) -> float:
+    """How long the first answer of a store may take. A file's or a data base's schema may have to be made for it."""
+    return 30.0 if uri.startswith("http") else 60.0
+
+
 def _file_of(uri: str) -> Path | None:
     """A sqlite store's file; None for any other store, and where none is named."""
     name = uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else ""
@@ -100,7 +105,17 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def init(root: str | Path, uri: str, experiments: list[str], tables: Mapping[str, str] | None = None) -> list[str]:
+def nothing() -> None:
+    """Tell nobody of a step."""
+
+
+def init(
+    root: str | Path,
+    uri: str,
+    experiments: list[str],
+    tables: Mapping[str, str] | None = None,
+    moved: Callable[[], None] = nothing,
+) -> list[str]:
     """Create the store, its experiments, and in them a parent run per table.
 
     One process must do it before several write to a fresh sqlite file, whose schema it makes.
@@ -110,6 +125,7 @@ def init(root: str | Path, uri: str, experiments: list[str], tables: Mapping[str
         uri: of the store.
         experiments: names of MLflow experiments.
         tables: names and titles of the tables.
+        moved: is called after each step.
 
     Returns:
         For each experiment the page of MLflow's UI that lists its runs with their AP columns, to be put behind the
@@ -119,21 +135,27 @@ def init(root: str | Path, uri: str, experiments: list[str], tables: Mapping[str
     pages = []
     for name in experiments:
         number = experiment_id(client, name, Path(root), uri)
+        moved()
         for table, title in (tables or {}).items():
             the_run(client, number, PARENT, table, name=f"{table}: {title}")
+            moved()
         client.set_experiment_tag(number, f"mlflow.sharedViewState.{VIEW}", json.dumps({"selectedColumns": _COLUMNS}))
         pages.append(f"/#/experiments/{number}/runs?viewStateShareKey={VIEW}")
     return pages
 
 
+def may_be_there(uri: str) -> bool:
+    """Whether there can be runs in a store: not in a file that has not been made."""
+    path = _file_of(uri)
+    return path is None or path.exists()
+
+
 def find_run(uri: str, suite: str, key: str) -> str | None:
-    """Id of the MLflow run that mirrors a run; None if there is none, or no store yet.
+    """Id of the MLflow run that mirrors a run; None if there is none.
 
     Raises:
         Exception: whatever MLflow raises where its server can't be reached.
     """
-    if (path := _file_of(uri)) is not None and not path.exists():
-        return None
     client = connect(uri)
     experiment = client.get_experiment_by_name(f"tsd-{suite}")
     if experiment is None:
@@ -181,6 +203,7 @@ def connect(uri: str) -> Any:
     """MLflow's client for a store. A dead server must cost seconds: MLflow's own defaults retry for minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it can name hours
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -188,7 +211,16 @@ def connect(uri: str) -> Any:
 
     if (path := _file_of(uri)) is not None:
         _make_file(path)
+    elif not uri.startswith(("http", "sqlite")):
+        _reach(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def _reach(uri: str) -> None:
+    """Connect to a data base once: where it can't be, MLflow itself would try for minutes and keep the reason."""
+    from sqlalchemy import NullPool, create_engine
+
+    create_engine(uri, poolclass=NullPool).connect().close()
 
 
 def _make_file(path: Path) -> None:

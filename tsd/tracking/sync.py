@@ -12,7 +12,7 @@ from tsd.status import FILE, read_status
 from tsd.tracking.follow import PENDING, mark, settle
 from tsd.tracking.mirror import newest_metrics, newest_step
 from tsd.tracking.process import NoAnswerError, Process, RefusedError
-from tsd.tracking.store import without_password
+from tsd.tracking.store import seconds_to_answer, without_password
 
 PATIENCE = 120.0
 """Seconds without a step forward, after which a store counts as away."""
@@ -73,7 +73,8 @@ class _Session:
             "tables": dict(self.titles(suite)),
         }
         try:
-            self.process.call("init", uri=self.uri, seconds=PATIENCE, **arguments)
+            seconds = seconds_to_answer(self.uri)
+            self.process.call("init", uri=self.uri, seconds=seconds, while_moving=True, **arguments)
         except (NoAnswerError, RefusedError) as error:
             raise AwayError(str(error)) from None
         self.ready.add(suite)
