@@ -71,8 +71,8 @@ tables report: setup
 ui: setup
 	@tsd mlflow init --suite $(SUITE)
 	@uri=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}; \
-	case $$uri in http*) exit 0;; esac; echo "mlflow ui --backend-store-uri $$uri"; \
-	mlflow ui --backend-store-uri $$uri --host 127.0.0.1 --port $${PORT:-5000}
+	case $$uri in http*) exit 0;; esac; \
+	MLFLOW_BACKEND_STORE_URI=$$uri mlflow ui --host 127.0.0.1 --port $${PORT:-5000}
 
 # Say what the next run would do, and why.
 why: setup

@@ -21,7 +21,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from tsd.tracking.store import without_password
+from tsd.tracking.store import scrubbed
 
 STARTING = 60.0
 """Seconds for the process to import MLflow; on a cluster's file system that is most of its time."""
@@ -194,13 +194,15 @@ class Process:
         self.close()
         if status == -signal.SIGALRM:
             return "no answer by the deadline"
-        return f"the process that asks it ended with status {status}{': ' + said[-1] if said else ''}"
+        return (
+            f"the process that asks it ended with status {status}{': ' + _reason(said[-1], self._uri) if said else ''}"
+        )
 
 
 def _reason(text: str, uri: str) -> str:
     """An error's first line as messages show it: with no password in it, and of nested errors the innermost."""
     line = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    return line.replace(uri, without_password(uri)).rpartition("Caused by ")[2][:200]
+    return scrubbed(line.rpartition("Caused by ")[2], uri)[:200]
 
 
 def _serve() -> None:

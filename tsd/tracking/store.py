@@ -4,10 +4,11 @@ import ipaddress
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from tsd.errors import InputError
 from tsd.files import atomic_path, exclusive
@@ -29,6 +30,9 @@ _COLUMNS = (
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 """Stores that hold runs: a file, a server, or a server's data base."""
 
+_SECRET = re.compile("pass|pwd|token|secret|key|odbc_connect", re.IGNORECASE)
+"""Names of options that hold what nobody is to see."""
+
 
 def tracking_uri(root: Path) -> str:
     """``MLFLOW_TRACKING_URI``, or the sqlite file beside the repository; a relative sqlite path is made absolute.
@@ -40,7 +44,8 @@ def tracking_uri(root: Path) -> str:
     path = _file_of(uri)
     if path is not None and (root / path).is_dir():
         raise InputError(
-            f"MLFLOW_TRACKING_URI={without_password(uri)}: is a folder; name a file in it: {uri}/mlflow.db"
+            f"MLFLOW_TRACKING_URI={without_password(uri)}: is a folder; name a file in it: "
+            f"{without_password(uri)}/mlflow.db"
         )
     if path is not None and not path.is_absolute():
         return f"sqlite:///{(root / uri.removeprefix('sqlite:///')).resolve()}"
@@ -70,9 +75,35 @@ def _file_of(uri: str) -> Path | None:
 
 
 def without_password(uri: str) -> str:
-    """The URI as messages show it: without its user, password and options, however badly it is written."""
+    """The URI as messages show it: without its user, password and options, however badly it is written.
+
+    Where an @ after the first ? leaves it open what is what, its scheme alone.
+    """
     scheme, separator, rest = uri.partition("://") if "://" in uri else ("", "", uri)
-    return f"{scheme}{separator}{rest if rest.startswith('/') else rest.rpartition('@')[2]}".partition("?")[0]
+    place, _, options = rest.partition("?")
+    shown = place if place.startswith("/") else place.rpartition("@")[2]
+    if "@" in options or (not separator and _SECRET.search(shown)):
+        shown = "…"
+    return f"{scheme}{separator}{shown}"
+
+
+def scrubbed(text: str, uri: str) -> str:
+    """A text of a library about a store, without what :func:`without_password` leaves out of its URI."""
+    text = text.replace(uri, without_password(uri))
+    for secret in sorted(_secrets(uri), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets(uri: str) -> set[str]:
+    """The passwords in a URI, as they are written there and as libraries decode them."""
+    rest = uri.partition("://")[2]
+    place, _, options = rest.partition("?")
+    written = [text.rpartition("@")[0].partition(":")[2] for text in (place, rest) if not text.startswith("/")]
+    for option in options.split("&"):
+        name, _, value = option.partition("=")
+        written += [value] if _SECRET.search(name) else []
+    return {form for text in written for form in (text, unquote(text), unquote_plus(text)) if form}
 
 
 def why_not_from_here(uri: str, environ: Mapping[str, str]) -> str | None:
