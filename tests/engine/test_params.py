@@ -85,6 +85,30 @@ def test_a_new_pin_of_the_data_is_other_data(project):
     assert run_of().digest != first
 
 
+def leaves(settings, above=()):
+    for key, value in settings.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*above, key))
+
+
+def test_a_default_that_is_missing_is_named_before_anything_is_planned(project):
+    path = project / "params/experiments.yaml"
+    text = path.read_text()
+    for *above, key in leaves(yaml.safe_load(text)["defaults"]):
+        content = yaml.safe_load(text)
+        place = content["defaults"]
+        for name in above:
+            place = place[name]
+        del place[key]
+        path.write_text(yaml.safe_dump(content))
+        named = ".".join([*above, key])
+        with pytest.raises(
+            ParamsError, match=rf"experiments\.yaml: defaults, for .* of suite coco: {named}.*: missing"
+        ):
+            load_suite("coco")
+
+
 def test_the_digests_of_recorded_runs_stay(root, monkeypatch):
     monkeypatch.chdir(root)
     recorded = sorted((root / "benchmarks/evidence").glob("*/*.json"))

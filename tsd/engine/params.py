@@ -391,7 +391,9 @@ def load_suite(name: str, root: Path = Path("."), edits: Mapping[str, Settings] 
             *_lineage(book["experiments"], experiment, experiments_file),
             raw.get("override", {}),
         )
-        settings[experiment] = _relevant(_merge(*layers))
+        merged = _merge(*layers)
+        validate(merged, schemas["complete"], f"{experiments_file}: defaults, for {experiment} of suite {name}")
+        settings[experiment] = _relevant(merged)
         _check_complete(settings[experiment], f"{suite_file}: {experiment}")
         if raw["data"]["format"] == "openimages":
             _check_openimages(settings[experiment], f"{suite_file}: {experiment}")
