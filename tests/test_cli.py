@@ -6,6 +6,9 @@ import json
 import os
 import re
 import resource
+import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -86,7 +89,7 @@ def test_bad_input_is_2_and_a_sentence(project, capsys):
         (["--suite", "tiny", "--out", "x"], "expected --suite NAME, whose file describes the scenes"),
         (["--suite", "tiny", "--seed", "3"], "--seed: only with --scale"),
         (["--out", "x", "--set", "seed=3", "--fraction", "0.5"], "--fraction: only with --scale"),
-        (["--out", "x", "--set", "size=[1"], "--set size=[1: expected a value of YAML"),
+        (["--out", "x", "--set", "size=[1"], "--set size=[1: line 1 column 3: expected"),
     ],
 )
 def test_scenes_are_described_by_a_suite_or_by_options(project, capsys, arguments, message):
@@ -118,8 +121,9 @@ def test_a_disk_that_refuses_is_a_sentence(scenes, monkeypatch, capsys, verb, co
 
     monkeypatch.setattr(os, "replace", refuse)
     assert main([*VERBS[verb], "--suite", "tiny"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    *before, line = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"out/\S+: {os.strerror(code)}", line)
+    assert all("pictures will be read again" in text for text in before)
     assert not [path for path in (scenes / "out").rglob("*") if path.is_file()]
 
 
@@ -269,3 +273,29 @@ def test_prune_removes_nothing_while_the_data_is_away(project, capsys):
     assert main(["prune", "--suite", "evidence-photos", "--yes"]) == 2
     assert "instances_train2017.json: no such file" in capsys.readouterr().err
     assert folder.exists()
+
+
+STALL = """
+import os, sys, time
+def stall(_):
+    print(flush=True)
+    time.sleep(60)
+os.fsync = stall
+from tsd.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["tables", "claims", "runs"])
+def test_sigterm_leaves_nothing_half_written(project, verb):
+    (project / "out").mkdir()
+    words = (verb, "--suite", "tiny", "--output", f"out/{verb}.md")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STALL, *words], **pipes) as process:
+        process.stdout.readline()
+        assert any(".tmp" in path.name for path in project.joinpath("out").rglob("*"))
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert error.splitlines()[-1] == "stopped by signal SIGTERM"
+    assert not [path for path in (project / "out").rglob("*") if path.is_file()]

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -70,8 +71,9 @@ def _main(arguments: list[str] | None) -> int:
     args = _parser().parse_args(arguments)
     args.arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _check_outputs(args)
-        return args.run(args) or 0
+        with _cleaning_up_at_sigterm():
+            _check_outputs(args)
+            return args.run(args) or 0
     except InputError as error:
         text = str(error)
         if "Original Traceback" in text:  # of a data loading process; the sentence is the last line, after the class
@@ -93,6 +95,27 @@ def _main(arguments: list[str] | None) -> int:
                 return _failed(f"{place or f'{args.verb} failed'}: {error.strerror}", 1)
         traceback.print_exc()
         return _failed(f"{args.verb} failed: {type(error).__name__}: {error}", 1)
+
+
+@contextmanager
+def _cleaning_up_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end any verb as an exception, after which ``finally`` removes what is half made.
+
+    A training, which saves its state first, and a watch have handlers of their own meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python takes handlers from no other
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(f"stopped by signal {signal.Signals(number).name}")
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _failed(sentence: str, status: int) -> int:
@@ -158,8 +181,7 @@ def _generate(args: Args) -> int:
         spec, out = _pairs(args.set), args.out
         if out is None:
             raise InputError("tsd data generate: give --suite NAME, or --out FOLDER with --set key=value …")
-    with _cleaning_up_at_sigterm():
-        generate(SceneSpec.from_dict(spec), out, workers=args.workers, force=args.force)
+    generate(SceneSpec.from_dict(spec), out, workers=args.workers, force=args.force)
     return 0
 
 
@@ -172,26 +194,10 @@ def _import_voc(args: Args) -> int:
     classes = known[args.classes] if args.classes in known else voc_files.read_classes(Path(args.classes))
     options = voc_files.Options(args.max_side, args.quality, args.first_pixel, classes, args.workers)
     lists = voc_files.Lists(args.train, args.val, args.val_fraction or 0.0)
-    with _cleaning_up_at_sigterm():
-        counts = voc.import_voc(args.folder, lists, args.out, options)
+    counts = voc.import_voc(args.folder, lists, args.out, options)
     for split, (number, boxes) in counts.items():
         print(f"{args.out / 'annotations' / f'instances_{split}.json'}: {number} pictures, {boxes} boxes")
     return 0
-
-
-@contextmanager
-def _cleaning_up_at_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process as an exception, after which ``finally`` removes what is half made."""
-
-    def stop(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(f"stopped by signal {signal.Signals(number).name}")
-
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 def _fetch(args: Args) -> int:
@@ -228,8 +234,7 @@ def _fetch_import(suite: Any, args: Args) -> int:
 
     if args.parts:
         raise InputError("--parts: only the archives of COCO are fetched by part")
-    with _cleaning_up_at_sigterm():
-        counts = fetch_import(suite, args.workers)
+    counts = fetch_import(suite, args.workers)
     for split in ("train", "val"):
         number = f"{counts[split][0]} pictures, {counts[split][1]} boxes" if counts else "is there, used as it is"
         print(f"{suite.split(split)[0]}: {number}")
@@ -641,7 +646,7 @@ def _mlflow_init(args: Args) -> int:
     uri = tracking_uri(root)
     shown = without_password(uri)
     wanted: dict[str, Any] = {"root": root, "experiments": [f"tsd-{args.suite}"], "tables": _titles(args.suite)}
-    with _cleaning_up_at_sigterm(), Process() as process:
+    with Process() as process:
         try:
             pages = process.call("init", uri=uri, seconds=seconds_to_answer(uri), while_moving=True, **wanted)
         except (NoAnswerError, RefusedError) as error:  # a server that is down must not keep trainings from starting
@@ -670,8 +675,7 @@ def _mlflow_sync(args: Args) -> int:
     uri = tracking_uri(root)
     if args.watch:
         return _mlflow_watch(args, root, uri)
-    with _cleaning_up_at_sigterm():
-        report = sync_all(root, uri, args.suite, pending=args.pending, titles=_titles)
+    report = sync_all(root, uri, args.suite, pending=args.pending, titles=_titles)
     print(f"{len(report.synced)} runs in step with MLflow, {len(report.failed)} failed")
     for reason in report.reasons:
         print(reason, file=sys.stderr)
