@@ -689,7 +689,7 @@ def _mlflow_sync(args: Args) -> int:
 
 
 def _check_sync(args: Args) -> None:
-    if args.suite:
+    if args.suite is not None:
         _suite_or_results(args.suite)
     if args.until_done and not (args.watch and args.suite):
         raise InputError("tsd mlflow sync --until-done: expected --watch and --suite NAME, whose runs are waited for")
@@ -701,7 +701,7 @@ def _suite_or_results(name: str) -> None:
     """A suite that is gone from params may still have runs."""
     from tsd.engine.params import load_suite
 
-    if not Path("results", name).is_dir():
+    if name not in {path.parent.name for path in Path("results").glob("*/runs")}:
         load_suite(name)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT, tsd
 from tests.tracking.server import Server, wait_until
@@ -63,7 +65,7 @@ def test_a_watch_tells_each_change_once_and_follows_a_run_that_is_resumed(place,
         assert run.info.status == status
     (folder / "eval/ba9876543210/metrics.json").write_text(json.dumps({"metrics": {"AP": 0.25}}))
     assert watcher.look() is True
-    said = ["RUNNING, step 10", "KILLED, step 20", "RUNNING, step 20", "FINISHED", "FINISHED, AP 25.0"]
+    said = ["RUNNING, step 10", "KILLED, step 20", "RUNNING, step 20", "trained, not evaluated", "FINISHED, AP 25.0"]
     assert lines == [f"demo/tsd_pc/seed0: {state}" for state in said]
     assert [step for step, _ in history(uri, run.info.run_id, "loss")] == list(range(1, 31))
 
@@ -218,6 +220,54 @@ def test_a_store_that_is_away_is_asked_once_and_all_runs_are_told(place, monkeyp
     assert "secret" not in (place / "mlflow.json").read_text()
 
 
+DAMAGED = {
+    "status.json": ('{"status": "GONE"}', "status.json: status: expected one of RUNNING, FINISHED, KILLED, FAILED"),
+    "experiment.yaml": ("suite: [", "experiment.yaml: line 1 column 9: "),
+    "environment.json": ("[]", "environment.json: expected object, got []"),
+    "log.jsonl": (
+        '{"step": 1, "time": 1}\nno\n{}\n',
+        "log.jsonl, line 2: expected a step and a time, and figures that are numbers; remove the line",
+    ),
+    "eval/ba9876543210/metrics.json": ('{"metrics": 1}', "metrics.json: metrics: expected object, got 1"),
+}
+
+
+def test_a_damaged_file_of_one_run_is_named_and_keeps_no_other_from_mlflow(place):
+    uri = tracking_uri(place)
+    for number, (name, (content, _)) in enumerate(DAMAGED.items()):
+        (make_run(place, f"damaged{number}") / name).write_text(content)
+    good = make_run(place, "tsd_pc")
+    done = tsd("mlflow", "sync")
+    assert done.returncode == 1
+    assert "1 runs in step with MLflow, 5 failed" in done.stdout
+    for number, (_, said) in enumerate(DAMAGED.values()):
+        folder = f"results/demo/runs/damaged{number}/0123456789ab/seed0"
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{folder}: ")]
+        assert said in line
+        assert str(place) not in line
+        assert said in (place / folder / "mlflow.pending").read_text()
+    assert "FINISHED" in [run.info.status for run in runs(uri) if run.data.tags["experiment"] == "tsd_pc"]
+    assert not (good / "mlflow.pending").exists()
+
+
+def test_a_watch_goes_on_past_damage_and_names_runs_by_what_they_differ_in(place, looking):
+    uri = tracking_uri(place)
+    folder = make_run(place)
+    other = shutil.copytree(folder, folder.parents[1] / "ffffffffffff/seed0")
+    described = yaml.safe_load((other / "experiment.yaml").read_text())
+    (other / "experiment.yaml").write_text(yaml.safe_dump(described | {"digest": "ffffffffffff"}))
+    status = (other / "status.json").read_text()
+    (other / "status.json").write_text("{")
+    watcher, lines = looking(place, uri)
+    assert watcher.look() is False
+    assert lines[0] == "demo/tsd_pc/0123456789ab/seed0: FINISHED, AP 25.0"
+    assert "ffffffffffff/seed0: not taken by MLflow (status.json: not valid JSON: line 1" in lines[1]
+    assert not has_ended(other, other / "eval/ba9876543210")
+    (other / "status.json").write_text(status)
+    assert watcher.look() is True
+    assert lines[2:] == ["demo/tsd_pc/ffffffffffff/seed0: FINISHED, AP 25.0"]
+
+
 def test_tables_are_uploaded_when_they_change(place, looking):
     uri = tracking_uri(place)
     make_run(place)
@@ -276,6 +326,9 @@ def test_what_is_waited_for_has_failed_or_is_evaluated(place):
         (("--watch", "5", "--pending"), "expected neither --pending nor --output"),
         (("--watch", "soon"), "expected an integer from 1"),
         (("--suite", "nope"), "nope.yaml: no such suite"),
+        (("--suite", "tinyy"), "did you mean 'tiny'?"),
+        (("--suite", "."), "suite '.': expected a name"),
+        (("--suite", ""), "suite '': expected a name"),
     ],
 )
 def test_options_that_do_not_go_together_are_told(project, words, message):

@@ -68,6 +68,27 @@ _RUNTIME = Validator(
     }
 )
 
+_FIGURES = {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
+
+_METRICS = Validator(
+    {
+        "type": "object",
+        "required": ["metrics"],
+        "properties": {
+            "metrics": _FIGURES,
+            "scale_iou": {"type": "object", "additionalProperties": _FIGURES},
+            "per_class": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name", "AP"],
+                    "properties": {"name": {"type": "string"}, "AP": {"type": ["number", "null"]}},
+                },
+            },
+        },
+    }
+)
+
 _PROPOSALS = ("image_id", "category_id", "bbox", "score")
 
 
@@ -97,6 +118,20 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def read_runtime(path: Path) -> dict[str, Any]:
     """``runtime.json`` of predictions; errors as for :func:`read_environment`."""
     return _object(path, _RUNTIME)
+
+
+def read_figures(path: Path) -> dict[str, float]:
+    """All figures of an evaluation's ``metrics.json`` by name; those that are undefined are left out.
+
+    Raises:
+        InputError: missing or damaged; names the key.
+    """
+    content = _object(path, _METRICS)
+    values = dict(content["metrics"])
+    values |= {f"per_class/{entry['name']}/AP": entry["AP"] for entry in content.get("per_class", [])}
+    for area, by_iou in content.get("scale_iou", {}).items():
+        values |= {f"scale_iou/{area}/{iou}": value for iou, value in by_iou.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _object(path: Path, schema: Any) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tsd.engine.run_files import read_environment, read_experiment, read_log
-from tsd.files import read_json
+from tsd.engine.run_files import read_environment, read_experiment, read_figures, read_log
 from tsd.status import read_status
 from tsd.tracking.store import KEY, connect, experiment_id, nothing, parent_of, the_run
 
@@ -36,6 +35,7 @@ def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = nothing) 
         moved: is called after each request that brought something.
 
     Raises:
+        InputError: one of the run's files is damaged; names it.
         Exception: whatever MLflow raises.
     """
     folder = Path(folder)
@@ -49,7 +49,7 @@ def sync_run(folder: str | Path, uri: str, moved: Callable[[], None] = nothing) 
 def _sync(folder: Path, uri: str, status: dict[str, Any], moved: Callable[[], None]) -> str:
     from mlflow.entities import Param, RunTag
 
-    described = read_experiment(folder)
+    described, environment = read_experiment(folder), _environment(folder)
     client = connect(uri)
     root = folder.resolve().parents[5]
     number = experiment_id(client, f"tsd-{described['suite']}", root, uri)
@@ -59,7 +59,7 @@ def _sync(folder: Path, uri: str, status: dict[str, Any], moved: Callable[[], No
     run_id, known = run.info.run_id, run.data.tags
     params = {name: str(value)[:6000] for name, value in _flatten(described["params"])}
     new = [Param(name, value) for name, value in params.items() if name not in run.data.params]
-    tags = _tags(described, _environment(folder), status)
+    tags = _tags(described, environment, status)
     if rows := dict(reversed([row.split("/", 1) for row in described.get("tables", [])])):
         tags |= rows
         parents = (parent_of(client, number, row.split("/")[0]) for row in described["tables"])
@@ -140,16 +140,11 @@ def _log_results(client: Any, run_id: str, folder: Path, present: dict[str, floa
     path = newest_metrics(folder)
     if path is None:
         return
-    content = read_json(path)
-    values = dict(content["metrics"])
-    values |= {f"per_class/{entry['name']}/AP": entry["AP"] for entry in content.get("per_class", [])}
-    for area, by_iou in content.get("scale_iou", {}).items():
-        values |= {f"scale_iou/{area}/{iou}": value for iou, value in by_iou.items()}
     evaluated = int(path.stat().st_mtime * 1000)  # the file's, so that two processes log the same
     metrics = [
-        Metric(_name(name), float(value), evaluated, 0)
-        for name, value in values.items()
-        if value is not None and present.get(_name(name)) != float(value)
+        Metric(_name(name), value, evaluated, 0)
+        for name, value in read_figures(path).items()
+        if present.get(_name(name)) != value
     ]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
@@ -209,7 +204,7 @@ def _tags(described: dict[str, Any], environment: dict[str, Any], status: dict[s
         "suite": described["suite"],
         "experiment": described["experiment"],
         "seed": described["seed"],
-        "table_rows": " ".join(described.get("tables", [])),
+        "table_rows": " ".join(described["tables"]),
         "config_hash": described["digest"],
         "data_digest": described["data_digest"],
         "recipe": described["recipe"],

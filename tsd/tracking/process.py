@@ -202,7 +202,7 @@ class Process:
 def _reason(text: str, uri: str) -> str:
     """An error's first line as messages show it: with no password in it, and of nested errors the innermost."""
     line = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    return scrubbed(line.rpartition("Caused by ")[2], uri)[:200]
+    return scrubbed(line.rpartition("Caused by ")[2], uri)[:300]
 
 
 def _serve() -> None:

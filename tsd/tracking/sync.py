@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsd.files import read_json
+from tsd.engine.run_files import read_figures
+from tsd.errors import InputError
 from tsd.status import FILE, read_status
 from tsd.tracking.follow import PENDING, mark, settle
 from tsd.tracking.mirror import newest_metrics, newest_step
@@ -59,10 +60,10 @@ class _Session:
         except NoAnswerError as error:
             self.ready.clear()
             raise AwayError(str(error)) from None
-        except RefusedError:
+        except RefusedError as error:
             self.ready.clear()
             self._prepare(suite)
-            raise
+            raise RefusedError(str(error).replace(f"{folder.resolve()}/", "")) from None
 
     def _prepare(self, suite: str) -> None:
         if suite in self.ready:
@@ -145,7 +146,10 @@ def has_ended(folder: Path, evaluation: Path) -> bool:
         folder: the run's folder.
         evaluation: the folder of the evaluation that its suite asks for.
     """
-    found = read_status(folder)
+    try:
+        found = read_status(folder)
+    except InputError:  # the watch says what is wrong with it
+        return False
     status = found["status"] if found else None
     return status == "FAILED" or (status == "FINISHED" and (evaluation / "metrics.json").exists())
 
@@ -203,7 +207,7 @@ class Watcher:
         self.refused.pop(folder, None)
         if function == "sync_run":
             settle(folder)
-            self._tell(f"{'/'.join((suite, folder.parents[1].name, folder.name))}: {_state(folder)}")
+            self._tell(f"{_title(folder)}: {_state(folder)}")
         else:
             self._tell(f"{suite}: tables")
         return True
@@ -257,13 +261,23 @@ def _stamp_of(files: Iterable[Path]) -> Stamp:
     return tuple(sorted(found))
 
 
+def _title(folder: Path) -> str:
+    """What a line calls a run: with its digest where runs of the same experiment and seed differ in it."""
+    digest, experiment = folder.parent, folder.parents[1]
+    is_one = len(list(experiment.glob(f"*/{folder.name}/experiment.yaml"))) < 2
+    return "/".join((suite_of(folder), experiment.name, *([] if is_one else [digest.name]), folder.name))
+
+
 def _state(folder: Path) -> str:
-    """What a line says of a run."""
+    """What a line says of a run; FINISHED is one that is evaluated too."""
     found = read_status(folder)
     status = found["status"] if found else "not begun"
+    metrics = newest_metrics(folder)
+    if status == "FINISHED" and metrics is None:
+        return "trained, not evaluated"
     said = f"{status}, step {newest_step(folder)}" if status != "FINISHED" else status
-    if (metrics := newest_metrics(folder)) is not None:
-        figures = read_json(metrics)["metrics"]
-        name = next((name for name in ("AP", "AP50") if figures.get(name) is not None), None)
+    if metrics is not None:
+        figures = read_figures(metrics)
+        name = next((name for name in ("AP", "AP50") if name in figures), None)
         said += f", {name} {100 * figures[name]:.1f}" if name else ", evaluated"
     return said
