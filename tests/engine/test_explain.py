@@ -27,6 +27,7 @@ def evaluated(project):
         "experiment": "tsd_pc",
         "seed": 0,
         "digest": run.digest,
+        "test_digest": run.test_digest,
         "data_digest": run.data_digest,
         "git_commit": COMMIT,
         "git_dirty": True,

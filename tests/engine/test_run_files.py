@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.conftest import project_with_scenes
@@ -12,6 +13,8 @@ from tests.tracking.test_mirror import make_run
 from tsd.cli import main
 from tsd.engine import run_files
 from tsd.errors import InputError
+from tsd.evaluation.draws import COLUMNS as DRAWN
+from tsd.evaluation.draws import SUFFIX, draws_beside, write_draws
 from tsd.report import tables
 
 
@@ -185,6 +188,15 @@ def test_damaged_counts_of_networks_are_named(tmp_path, content, message):
     with pytest.raises(InputError) as error:
         tables.read_models(tmp_path / "models.json")
     assert message in str(error.value)
+
+
+def test_draws_beside_damaged_metrics_are_not_compared(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_draws(pd.DataFrame(np.zeros((2, len(DRAWN))), columns=DRAWN), path.with_suffix(SUFFIX))
+    for content in ("[]", "{}", '{"metrics": 3}', '{"metrics": {"AP": "high"}}'):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run: metrics.AP: expected a number"):
+            draws_beside(path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ that differences between runs, and their intervals, follow from the tables alone
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,7 +146,11 @@ def draws_beside(metrics: Path) -> pd.DataFrame:
     """
     path = metrics.with_suffix(SUFFIX)
     draws = read_draws(path)
-    published = read_json(metrics)["metrics"].get("AP")
+    content = read_json(metrics)
+    figures = content.get("metrics") if isinstance(content, dict) else None
+    published = figures.get("AP") if isinstance(figures, dict) else math.nan
+    if not isinstance(published, int | float | None) or math.isnan(published or 0):
+        raise InputError(f"{metrics}: not the metrics of a run: metrics.AP: expected a number or null")
     value = figure_of("AP", draws)[0]
     if published is not None and not abs(published - value) <= UNIT:
         raise InputError(
