@@ -637,7 +637,6 @@ def _doctor(args: Args) -> int:
 
 
 def _mlflow_init(args: Args) -> int:
-    from tsd.files import write_json
     from tsd.tracking.process import NoAnswerError, Process, RefusedError
     from tsd.tracking.store import seconds_to_answer, tracking_uri, without_password
 
@@ -653,7 +652,7 @@ def _mlflow_init(args: Args) -> int:
             print(f"MLflow at {shown} can't be reached ({error}); `tsd mlflow sync` will catch up", file=sys.stderr)
             pages = []
     if args.output:
-        write_json(args.output, {"uri": shown, "ready": bool(pages)})
+        _write_output(args.output, {"uri": shown, "ready": bool(pages)})
     print(shown)
     for page in pages:
         print(f"runs with their AP columns: {_server(shown)}{page}")
@@ -666,7 +665,6 @@ def _server(uri: str) -> str:
 
 
 def _mlflow_sync(args: Args) -> int:
-    from tsd.files import write_json
     from tsd.tracking.store import tracking_uri, without_password
     from tsd.tracking.sync import sync_all
 
@@ -683,9 +681,18 @@ def _mlflow_sync(args: Args) -> int:
         print(f"failed: {item}", file=sys.stderr)
     if args.output:
         said = {"synced": [*map(str, report.synced)], "failed": [*map(str, report.failed)], "reasons": report.reasons}
-        write_json(args.output, {"uri": without_password(uri)} | said)
+        _write_output(args.output, {"uri": without_password(uri)} | said)
         return 0
     return 1 if report.failed else 0
+
+
+def _write_output(path: Path, content: dict[str, Any]) -> None:
+    from tsd.files import write_json
+
+    try:
+        write_json(path, content)
+    except OSError as error:
+        raise WorkError(f"{path}: can't be written: {error.strerror}") from None
 
 
 def _check_sync(args: Args) -> None:

@@ -1,5 +1,6 @@
 """MLflow from the login node: `tsd mlflow sync`, once or as a watch, and several at the same time."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import yaml
 from tests.conftest import ROOT, tsd
 from tests.tracking.server import Server, wait_until
 from tests.tracking.test_mirror import client, history, make_run, runs, set_status, write_log
+from tsd.cli import main
 from tsd.tracking.mirror import sync_run
 from tsd.tracking.store import KEY, PARENT, init, tracking_uri
 from tsd.tracking.sync import Watcher, has_ended, sync_all
@@ -316,6 +318,22 @@ def test_what_is_waited_for_has_failed_or_is_evaluated(place):
     (evaluation / "metrics.json").unlink()
     assert not has_ended(folder, evaluation)
     assert not has_ended(place / "nothing", evaluation)
+
+
+@pytest.mark.parametrize("words", [["init", "--suite", "tiny"], ["sync"]])
+def test_an_output_that_cannot_be_written_is_told(project, monkeypatch, capsys, words):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tsd.tracking.process.Process.call", lambda *_, **__: [])
+    with monkeypatch.context() as patch:
+        patch.setattr("tsd.files.os.fsync", full)
+        assert main(["mlflow", *words, "--output", "out.json"]) == 1
+    assert capsys.readouterr().err == "out.json: can't be written: No space left on device\n"
+    assert not [path for path in project.iterdir() if "out" in path.name]
+    (project / "file").touch()
+    assert main(["mlflow", *words, "--output", "file/out.json"]) == 2
+    assert "file/out.json: can't be written: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
