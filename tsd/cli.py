@@ -337,9 +337,9 @@ def _evaluate_coco(args: Args) -> int:
         raise InputError("tsd evaluate coco: --voc: VOC's figures are of boxes; leave out --iou-type segm")
     _check_evaluated(args)
     if args.run_folder:
-        from tsd.engine.model import has_masks
         from tsd.engine.record import run_facts
         from tsd.engine.run_files import read_experiment
+        from tsd.engine.settings import has_masks
 
         both = has_masks(read_experiment(args.run_folder)["params"])
         evaluate = evaluate_boxes_and_masks if both else evaluate_coco

@@ -13,9 +13,9 @@ from tests.conftest import ROOT, project_with_scenes
 from tsd.engine import checkpoint
 from tsd.engine.config import load_config
 from tsd.engine.identity import data_digest
-from tsd.engine.model import has_masks
 from tsd.engine.params import get_run, load_suite
 from tsd.engine.predict import predict
+from tsd.engine.settings import has_masks
 from tsd.errors import InputError
 
 EXPERIMENTS = list(yaml.safe_load((ROOT / "params/experiments.yaml").read_text())["experiments"])

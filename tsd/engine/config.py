@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tsd.data.coco import read_categories
-from tsd.engine.model import build_model, build_test_cfg, has_masks
+from tsd.engine.model import build_model, build_test_cfg
 from tsd.engine.params import Run, Settings
+from tsd.engine.settings import has_masks, resized_to
 from tsd.errors import InputError
 
 Config = dict[str, Any]
@@ -95,15 +96,6 @@ def read_classes(run: Run) -> list[str]:
             f"{f' in {odd[0]}' if odd else ' in their order'}; both files must list the same, in the same order"
         )
     return [name for _, name in found["train"]]
-
-
-def resized_to(settings: Settings) -> tuple[tuple[int, int], ...]:
-    """(longer, shorter) sides in pixels that training and evaluation resize pictures to fit; the least of a range."""
-    sizes = [settings["input"]["size"], *settings["test"].get("sizes", [])]
-    bounds = {(max(size), min(size)) for size in sizes}
-    if training := settings["input"].get("train_sizes"):
-        bounds.add((min(max(size) for size in training), min(min(size) for size in training)))
-    return tuple(sorted(bounds))
 
 
 def _data(run: Run, classes: list[str]) -> Config:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tsd.engine.params import Settings
+from tsd.engine.settings import has_masks
 
 Config = dict[str, Any]
 
@@ -72,11 +73,6 @@ def build_model(settings: Settings, num_classes: int, recipe: str, seed: int = 0
     if settings.get("coordinates", "continuous") == "legacy":
         config = _legacy(config)
     return _rank_mean(config, seed) if settings.get("norm_sync", False) else config
-
-
-def has_masks(settings: Settings) -> bool:
-    """Whether the detector predicts instance masks."""
-    return settings["detector"] in ("mask_rcnn", "cascade_mask_rcnn")
 
 
 def is_cascade(settings: Settings) -> bool:

@@ -258,7 +258,7 @@ def _figures(run: Run) -> dict[str, Any]:
         files = run.suite.challenge
         named = (files.boxes("val"), files.labels("val"), files.classes, files.hierarchy, run.predictions)
         return compare_files(*named, protocols=PROTOCOLS, expand_predictions=True)
-    from tsd.engine.model import has_masks
+    from tsd.engine.settings import has_masks
     from tsd.evaluation.coco import evaluate_boxes_and_masks, evaluate_coco
 
     evaluate = evaluate_boxes_and_masks if has_masks(run.settings) else evaluate_coco

@@ -5,10 +5,9 @@ from pathlib import Path
 from tsd.data.coco import load_coco
 from tsd.data.formats.coco_archives import verify_folder
 from tsd.data.manifest import read_manifest, unpack, verify
-from tsd.engine.config import resized_to
 from tsd.engine.identity import data_digest, manifest_path, pinned, suite_source
-from tsd.engine.model import has_masks
 from tsd.engine.params import Suite
+from tsd.engine.settings import has_masks, resized_to
 from tsd.errors import InputError
 
 
