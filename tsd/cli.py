@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd import __version__
-from tsd.errors import InputError, WorkError
+from tsd.errors import InputError, WorkError, sentence
 from tsd.files import OF_DISKS
 from tsd.outputs import Writes, check_output
 
@@ -75,10 +75,7 @@ def _main(arguments: list[str] | None) -> int:
             _check_outputs(args)
             return args.run(args) or 0
     except InputError as error:
-        text = str(error)
-        if "Original Traceback" in text:  # of a data loading process; the sentence is the last line, after the class
-            text = text.strip().splitlines()[-1].partition(": ")[2]
-        return _failed(text, 2)
+        return _failed(sentence(error), 2)
     except WorkError as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:
@@ -118,12 +115,12 @@ def _cleaning_up_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def _failed(sentence: str, status: int) -> int:
+def _failed(text: str, status: int) -> int:
     """Tell a user, and the launcher if there is one, why this ends; returns the exit status."""
     from tsd.engine.distributed import tell_launcher
 
-    print(sentence, file=sys.stderr)
-    tell_launcher(sentence, os.environ)
+    print(text, file=sys.stderr)
+    tell_launcher(text, os.environ)
     return status
 
 

@@ -19,3 +19,11 @@ class WorkError(RuntimeError):
 
 class DivergedError(RuntimeError):
     """A loss or a weight became NaN or infinite; no checkpoint is written after it."""
+
+
+def sentence(error: BaseException) -> str:
+    """What a user reads of an error; of one that a data loading process wrapped in its traceback, the last line."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.strip().splitlines()[-1].partition(": ")[2]  # after the class

@@ -53,7 +53,11 @@ def check_output(output: Path, writes: Writes, inputs: Iterable[Path] = (), run_
         for name in SOURCES:
             if real.is_relative_to(root / name):
                 raise InputError(f"{path}: is in {name} of the project, which is not to be written over")
-        if not path.exists() or path.is_dir():
+        try:
+            is_file = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; expected a place that can be written to") from None
+        if not is_file:
             continue
         for source in given:
             if source.is_dir() and real.is_relative_to(source.resolve()):

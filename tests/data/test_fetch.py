@@ -326,7 +326,7 @@ def test_the_published_sources_are_well_formed_and_can_be_mirrored(monkeypatch):
         ("s: {files_url: x, files: [], extra: 1}", "s.extra: unknown key"),
         ("s: {files_url: 3, files: []}", "s.files_url: expected str, got 3"),
         ("s: {files_url: x, files: [{path: a}]}", "s.files.0: expected the keys path, bytes and sha256"),
-        ("s: {files_url: x, files: [{path: ../a, bytes: 1, sha256: b}]}", "leads out of the folder"),
+        (f"s: {{files_url: x, files: [{{path: ../a, bytes: 1, sha256: {'b' * 64}}}]}}", "leads out of the folder"),
         ("s: {files_url: x, files: [{path: a, bytes: '1', sha256: b}]}", "s.files.0.bytes: expected int"),
         ("s: 3", "s: expected a mapping"),
     ],

@@ -19,7 +19,7 @@ from tsd.engine.environment import environment
 from tsd.engine.identity import manifest_path
 from tsd.engine.params import Run, cautions, verified_path
 from tsd.engine.run_files import read_environment
-from tsd.errors import InputError, WorkError
+from tsd.errors import InputError, WorkError, sentence
 from tsd.files import exclusive, remove_leftovers, write_json, write_text
 from tsd.status import FILE, read_status
 from tsd.tracking.follow import WHEN_STOPPED, Follower
@@ -224,7 +224,7 @@ def _end(folder: Path, status: str, error: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:2000]
+    return f"{type(error).__name__}: {sentence(error)}"[:2000]
 
 
 def _yaml(content: dict[str, Any]) -> str:
