@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tsd.errors import InputError
-from tsd.files import atomic_path, exclusive, remove_leftovers, write_text
+from tsd.files import atomic_path, exclusive, read_json, remove_leftovers, write_text
 
 
 def test_who_comes_second_is_refused_and_who_comes_after_is_not(tmp_path):
@@ -100,3 +100,17 @@ def test_an_error_of_the_disk_names_the_file_and_leaves_the_old_one(tmp_path, mo
     assert error.value.filename is None  # not of the disk
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "1" * 5000, "\udcff"], ids=["brackets", "digits", "bytes"])
+def test_odd_json_is_a_sentence(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"a\.json: not valid JSON: "):
+        read_json(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(InputError, match="is a device or a pipe; expected a JSON file"):
+        read_json(tmp_path / "a.json")

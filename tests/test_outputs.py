@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from tsd.cli import main
 from tsd.errors import InputError
@@ -82,6 +83,36 @@ def test_no_verb_writes_over_the_projects_sources(project, capsys, name):
     assert ((project / name).read_bytes() if (project / name).exists() else None) == before
 
 
+OTHERS = [
+    *("docs/own-data.md", "benchmarks/RESULTS.md", "benchmarks/evidence/tiny/a.json", "LICENSE", ".dvc/config"),
+    *("mlflow.db", "mlruns/0/a.json", "data/mine/train.json", "data/tiny/pictures.tar", ".gitignore"),
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_verb_writes_over_pages_evidence_data_or_mlflows_store(project, capsys, name):
+    path = put(project / name)
+    for words in (("runs",), ("report",), ("data", "manifest")):
+        assert "not to be written over" in refused(capsys, *words, "--suite", "tiny", "--output", name)
+    assert path.read_text() == "people made this\n"
+
+
+def test_the_page_of_results_is_its_verbs_to_write(project, capsys):
+    from tsd.cli import EVIDENCE
+
+    put(project / "docs/results.md", "old")
+    assert "no such folder" in refused(capsys, "results", "--output", "docs/results.md")  # and not the page
+    assert "not to be written over" in refused(capsys, "results", "--output", "docs/voc.md", "--evidence", EVIDENCE)
+
+
+def test_a_file_beside_the_output_is_replaced_only_if_the_verb_wrote_it(project, capsys):
+    notes = put(project / "notes.csv")
+    assert "notes.csv: would be replaced" in refused(capsys, "claims", "--suite", "tiny", "--output", "notes.md")
+    assert notes.read_text() == "people made this\n"
+    for _ in range(2):
+        assert main(["claims", "--suite", "tiny", "--output", "verdicts.md"]) == 0
+
+
 def test_what_is_written_beside_the_output_counts_too(project, capsys):
     said = refused(capsys, "claims", "--suite", "tiny", "--output", "params/../params/reported.md")
     assert "reported.md: is in params" in said
@@ -133,6 +164,20 @@ def test_metrics_of_a_run_are_of_its_own_predictions(project, capsys):
     predictions = put(project / "found.json", "[]")
     words = ("evaluate", "coco", "--annotations", "a", "--predictions", predictions, "--output", "m.json")
     assert "not in results" in refused(capsys, *words, "--run-folder", RUN)
+
+
+def test_metrics_of_a_run_are_judged_by_its_suites_annotations(project, capsys):
+    from tsd.engine.identity import data_digest
+    from tsd.engine.params import get_run, load_suite
+
+    suite = load_suite("tiny")
+    run = get_run(suite, "baseline", 0, data_digest(suite))
+    put(run.folder / "experiment.yaml", yaml.safe_dump(run.describe()))
+    predictions = put(run.predictions, "[]")
+    put(project / "corrected.json", "{}")
+    words = ("evaluate", "coco", "--predictions", predictions, "--output", run.eval_folder / "metrics.json")
+    said = refused(capsys, *words, "--annotations", "corrected.json", "--run-folder", run.folder)
+    assert f"corrected.json: not what {run.folder} is judged by; expected {suite.split('val')[0]}" in said
 
 
 def test_a_few_predictions_are_not_the_runs_own(project, capsys):

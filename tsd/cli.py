@@ -27,6 +27,7 @@ EVIDENCE = Path("benchmarks/evidence")
 """Published metrics, a folder for each suite."""
 
 PREDICTIONS = Writes(own=("predictions.json", "predictions.csv"), names=("proposals.npz", "runtime.json"))
+FOLDER_OF_DATA = Writes(among_sources=("data",))
 METRICS = Writes(own=("metrics.json",), with_run_folder=True)
 
 
@@ -332,7 +333,7 @@ def _evaluate_coco(args: Args) -> int:
 
     if args.voc and args.iou_type != "bbox":
         raise InputError("tsd evaluate coco: --voc: VOC's figures are of boxes; leave out --iou-type segm")
-    _check_evaluated(args)
+    _check_evaluated(args, args.annotations)
     if args.run_folder:
         from tsd.engine.record import run_facts
         from tsd.engine.run_files import read_experiment
@@ -370,7 +371,7 @@ def _evaluate_openimages(args: Args) -> int:
     from tsd.evaluation.openimages import PROTOCOLS, compare_files, format_protocols
     from tsd.files import write_json
 
-    _check_evaluated(args)
+    _check_evaluated(args, args.boxes)
     files = (args.boxes, args.image_labels, args.classes, args.hierarchy, args.predictions)
     options = {"group_of_weight": args.group_of_weight, "expand_predictions": args.expand_predictions}
     figures = compare_files(*files, protocols=PROTOCOLS if args.run_folder else (args.protocol,), **options)
@@ -384,12 +385,20 @@ def _evaluate_openimages(args: Args) -> int:
     return 0
 
 
-def _check_evaluated(args: Args) -> None:
-    """A run's metrics are of its own predictions."""
-    if args.run_folder and not args.predictions.resolve().is_relative_to(args.run_folder.resolve()):
+def _check_evaluated(args: Args, annotations: Path) -> None:
+    """A run's metrics are of its own predictions, judged by the annotations of its suite."""
+    if not args.run_folder:
+        return
+    from tsd.engine.record import validation_annotations
+    from tsd.engine.run_files import read_experiment
+
+    if not args.predictions.resolve().is_relative_to(args.run_folder.resolve()):
         raise InputError(
             f"{args.predictions}: not in {args.run_folder}, whose evaluation this is to be; leave out --run-folder"
         )
+    own = validation_annotations(read_experiment(args.run_folder)["data"])
+    if annotations.resolve() != own.resolve():
+        raise InputError(f"{annotations}: not what {args.run_folder} is judged by; expected {own}, or no --run-folder")
 
 
 def _show_run(args: Args) -> None:
@@ -770,7 +779,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     data = verbs.add_parser("data", help="make, describe and check data").add_subparsers(required=True, metavar="VERB")
-    verb = _add(data, "generate", _generate, "render a suite's scenes: params → COCO JSON, pictures, manifest")
+    verb = _add(
+        data, "generate", _generate, "render a suite's scenes: params → COCO JSON, pictures, manifest", FOLDER_OF_DATA
+    )
     verb.add_argument("--suite", help="a suite whose data.format is generated")
     verb.add_argument("--out", type=Path, help="folder, with --set instead of --suite")
     verb.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="parameters, with --out")
@@ -785,7 +796,13 @@ def _parser() -> argparse.ArgumentParser:
     imports = data.add_parser("import", help="annotations of another form → COCO JSON").add_subparsers(
         required=True, metavar="FORM"
     )
-    verb = _add(imports, "voc", _import_voc, "Pascal VOC's XML and pictures → COCO JSON and pictures of train and val")
+    verb = _add(
+        imports,
+        "voc",
+        _import_voc,
+        "Pascal VOC's XML and pictures → COCO JSON and pictures of train and val",
+        FOLDER_OF_DATA,
+    )
     verb.add_argument("folder", type=Path, help="with Annotations/ and JPEGImages/, such as VOCdevkit/VOC2007")
     verb.add_argument("--out", type=Path, required=True, help="a new folder")
     verb.add_argument("--train", metavar="LIST", help="of ImageSets/Main, such as trainval (default: all but val's)")
@@ -919,7 +936,7 @@ def _parser() -> argparse.ArgumentParser:
         "sample",
         _sample,
         "list the pictures that class-aware sampling will draw, before they are fetched",
-        Writes(suffixes=(".json",)),
+        Writes(suffixes=(".json",), begins="["),
     )
     verb.add_argument("--suite", help="plan for its experiments, into its results")
     verb.add_argument("--boxes", type=Path, help="challenge-2019-train-detection-bbox.csv")
@@ -985,12 +1002,18 @@ def _parser() -> argparse.ArgumentParser:
         "claims",
         _claims,
         "metrics.json files and their draws → a verdict on each claim of the paper",
-        Writes(suffixes=(".csv",)),
+        Writes(suffixes=(".csv",), begins="claim,"),
     )
     _suite_option(verb)
     verb.add_argument("--metrics", type=Path, nargs="*", help="default: those that today's params resolve to")
     verb.add_argument("--output", type=Path, required=True, help="a Markdown page; beside it the same as .csv")
-    verb = _add(verbs, "results", _results, "published metrics → the page of results, docs/results.md")
+    verb = _add(
+        verbs,
+        "results",
+        _results,
+        "published metrics → the page of results, docs/results.md",
+        Writes(among_sources=("docs/results.md",)),
+    )
     verb.add_argument(
         "--evidence",
         type=Path,

@@ -182,6 +182,8 @@ def read_json(path: str | Path) -> Any:
     from tsd.errors import InputError
 
     try:
+        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+            raise InputError(f"{path}: is a device or a pipe; expected a JSON file")
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -189,7 +191,9 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: is a folder; expected a JSON file") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid JSON: not UTF-8 text") from None
+    except (RecursionError, ValueError) as error:  # brackets by the thousand, a number of as many digits
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 

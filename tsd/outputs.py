@@ -10,8 +10,10 @@ from tsd.errors import InputError
 SOURCES = (
     *("params", "workflow", "tsd", "tests", "slurm", ".git", "Snakefile", "data.dvc", "dvc.yaml", "dvc.lock"),
     *("Makefile", "pyproject.toml", "requirements.lock", "environment.yml", "README.md", "CHANGELOG.md"),
+    *("LICENSE", "CITATION.cff", ".gitignore", ".dvc", ".dvcignore", ".ci", "docs", "benchmarks"),
+    *("data", "mlflow.db", "mlruns", "mlartifacts"),
 )
-"""Of the project, what people write."""
+"""Of the project, what people write or fetch, and MLflow's store."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Writes:
     """Of the files that it writes beside ``--output``, under the same name."""
     names: tuple[str, ...] = ()
     """Further files that it writes in the same folder."""
+    among_sources: tuple[str, ...] = ()
+    """Places in :data:`SOURCES` that are its to write."""
+    begins: str = ""
+    """How a file beside ``--output`` begins that this verb has written: another is not replaced."""
 
     def files(self, output: Path) -> list[Path]:
         """All that ``--output`` makes it write."""
@@ -51,7 +57,8 @@ def check_output(output: Path, writes: Writes, inputs: Iterable[Path] = (), run_
     for path in writes.files(output):
         real = path.resolve()
         for name in SOURCES:
-            if real.is_relative_to(root / name):
+            may = any(real.is_relative_to(root / place) for place in writes.among_sources)
+            if real.is_relative_to(root / name) and not may:
                 raise InputError(f"{path}: is in {name} of the project, which is not to be written over")
         try:
             is_file = path.exists() and not path.is_dir()
@@ -64,6 +71,8 @@ def check_output(output: Path, writes: Writes, inputs: Iterable[Path] = (), run_
                 raise InputError(f"{path}: is in {source}, which this command reads; expected another place to write")
             if source.exists() and os.path.samefile(path, source):
                 raise InputError(f"{path}: is what this command reads; expected another place to write")
+        if path != output and writes.begins and not _begins(path, writes.begins):
+            raise InputError(f"{path}: would be replaced, and is none that this command wrote; move it or name another")
         _check_results(path, output, writes, run_folder)
 
 
@@ -78,6 +87,11 @@ def _check_results(path: Path, output: Path, writes: Writes, run_folder: Path | 
     is_published = len(parts) > 4 and parts[-4] == "results" and parts[-2] == "metrics"
     if is_published and not any(path.name.endswith(f".{name}") for name in writes.own if name != "metrics.json"):
         raise InputError(f"{path}: is published metrics, which tables are made of; expected another place to write")
+
+
+def _begins(path: Path, text: str) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(text)) == text.encode()
 
 
 def _is_run(parts: tuple[str, ...]) -> bool:

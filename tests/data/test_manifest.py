@@ -181,6 +181,7 @@ def test_a_picture_is_read_once(scenes, tmp_path, monkeypatch):
     from tsd.data import contents
 
     aged(scenes)
+    monkeypatch.setattr(contents, "SETTLED", 0.0)
     first = folder_manifest(*own_data(scenes), tmp_path)
     read = []
     monkeypatch.setattr(contents, "digest", lambda path: read.append(path.name) or digest(path))
@@ -195,6 +196,16 @@ def test_a_picture_is_read_once(scenes, tmp_path, monkeypatch):
         memory.write_text(damage)
         assert folder_manifest(*own_data(scenes), tmp_path) == first
     assert len(memory.read_text().splitlines()) == 3
+
+
+def test_a_picture_of_the_same_size_and_time_is_read_again(scenes, tmp_path):
+    """As one that `cp -p` puts there from an archive whose files all have one time."""
+    aged(scenes)
+    before = folder_manifest(*own_data(scenes), tmp_path)
+    path = scenes / "train" / "000000000001.jpg"
+    flip_a_byte(path)
+    os.utime(path, (1e9, 1e9))
+    assert folder_manifest(*own_data(scenes), tmp_path) != before
 
 
 def test_what_was_written_just_now_is_not_remembered(scenes, tmp_path):

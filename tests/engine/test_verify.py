@@ -1,6 +1,7 @@
 """Data of one's own: what a training could not use is named before it begins, for the detectors that it has."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +73,13 @@ def test_pictures_are_too_thin_for_the_sizes_that_the_suite_resizes_to(own):
     ):
         with pytest.raises(InputError, match=r"picture 7, a.png: 1400x1 pixels are too thin: resized to fit 600x500"):
             verify_suite(own(**thin, override=settings))
+
+
+def test_classes_of_both_splits_are_compared_before_the_training(own):
+    own()
+    path = Path("own/val.json")
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 3, "name": "Cat"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"own/val.json: categories differ from those of own/train.json.*in the same"):
+        verify_suite(load_suite("own"))

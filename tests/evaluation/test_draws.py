@@ -4,6 +4,7 @@ import json
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from tsd.evaluation.coco import evaluate_coco
 from tsd.evaluation.draws import (
     COLUMNS,
     LOST,
+    SUFFIX,
     UNIT,
     agreement,
     draw_figures,
@@ -176,7 +178,7 @@ def test_an_unknown_figure_is_refused(name):
         (lambda text: text.replace("\n", "\nx", 1), r"line 2: AP50: expected a whole number, got 'x"),
         (lambda text: text.replace("\n", "\n1.5", 1), r"line 2: AP50: expected a whole number, got '1\.5"),
         (lambda text: text.splitlines()[0] + "\n", "got 0 lines"),
-        (lambda text: "", "No columns"),
+        (lambda text: "", "is empty; make it anew"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, change, message):
@@ -196,7 +198,7 @@ def test_draws_beside_metrics_are_of_the_same_predictions(tmp_path):
     write_draws(draw_figures(truth, found, None, 3), tmp_path / "run.draws.csv")
     assert len(draws_beside(metrics)) == 4
     write_draws(draw_figures(truth, found[: len(found) // 2], None, 3), tmp_path / "run.draws.csv")
-    with pytest.raises(InputError, match="not of the same predictions"):
+    with pytest.raises(InputError, match="of different predictions or annotations"):
         draws_beside(metrics)
 
 
@@ -215,3 +217,21 @@ def test_the_command(tmp_path):
     assert done.returncode == 2
     assert "other categories" in done.stderr
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["AP", "AP50", "AP75"])
+def test_a_figure_that_was_edited_contradicts_the_draws_beside_it(tmp_path, name):
+    draws = pd.DataFrame(np.full((3, len(COLUMNS)), 0.25), columns=COLUMNS)
+    path = tmp_path / "metrics.json"
+    write_draws(draws, path.with_suffix(SUFFIX))
+    metrics = {"AP": 0.25, "AP50": 0.25, "AP75": 0.25}
+    path.write_text(json.dumps({"metrics": metrics}))
+    assert len(draws_beside(path)) == 3
+    path.with_suffix(SUFFIX).write_bytes(b"\xef\xbb\xbf" + path.with_suffix(SUFFIX).read_bytes())
+    assert len(draws_beside(path)) == 3
+    path.write_text(json.dumps({"metrics": metrics | {name: 0.5}}))
+    with pytest.raises(InputError, match=f"{name} 0.25000 on all pictures, .* says 0.50000: one of them was edited"):
+        draws_beside(path)
+    path.with_suffix(SUFFIX).write_text("")
+    with pytest.raises(InputError, match=r"draws\.csv: is empty; make it anew"):
+        draws_beside(path)

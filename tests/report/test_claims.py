@@ -219,7 +219,7 @@ def test_draws_of_other_predictions_or_another_number_are_refused(judged):
     done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
     assert done.returncode == 2
     assert f"{draws}: AP " in done.stderr
-    assert "not of the same predictions" in done.stderr
+    assert "of different predictions or annotations" in done.stderr
     draws.write_text("".join(kept.splitlines(keepends=True)[:20]))
     done = tsd("claims", "--suite", "tiny", "--output", "claims.md")
     assert done.returncode == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -239,3 +240,17 @@ def test_the_store_is_beside_the_repository_unless_the_environment_says_otherwis
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(InputError, match="no longer takes file stores"):
         tracking_uri(tmp_path)
+
+
+def test_a_copied_folder_does_not_write_into_the_first(tmp_path):
+    """MLflow's file holds the absolute places of its runs' files."""
+    place = tmp_path / "first"
+    place.mkdir()
+    sync_run(make_run(place), tracking_uri(place))
+    copy = shutil.copytree(place, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in (place / "mlruns").rglob("*") if path.is_file()}
+    (folder,) = copy.glob("results/demo/runs/*/*/seed0")
+    (next(folder.glob("eval/*")) / "metrics.json").write_text(json.dumps({"metrics": {"AP": 1.0}}))
+    with pytest.raises(InputError, match=r"mlflow\.db: its runs' files are in .*; move it away, and `tsd mlflow sync`"):
+        sync_run(folder, tracking_uri(copy))
+    assert {path: path.read_bytes() for path in before} == before

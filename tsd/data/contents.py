@@ -1,4 +1,4 @@
-"""Digests of the contents of a folder's pictures: each is read once, and remembered by size, time and inode."""
+"""Digests of the contents of a folder's pictures: each is read once, and remembered by size, times and inode."""
 
 import csv
 import io
@@ -22,8 +22,8 @@ THREADS = 16
 SETTLED = 2.0
 """Seconds: a file that was written later before it was read may be written again without another time."""
 
-Stamp = tuple[int, int, int]
-"""Size in bytes, time of the last change in nanoseconds, inode."""
+Stamp = tuple[int, int, int, int]
+"""Size in bytes, times in nanoseconds of the content's last change and of the inode's, which nobody can set, inode."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -35,7 +35,7 @@ def stamp_of(path: Path) -> Stamp:
         OSError: there is none.
     """
     found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def content_digests(folder: Path, stamps: dict[str, Stamp], memory: Path) -> dict[str, str]:
@@ -44,7 +44,7 @@ def content_digests(folder: Path, stamps: dict[str, Stamp], memory: Path) -> dic
     Args:
         folder: of the pictures.
         stamps: name in the folder → its stamp now.
-        memory: a CSV of name, size, time, inode and SHA-256. What it knows is not read again; it is written anew where
+        memory: a CSV of name, stamp and SHA-256. What it knows is not read again; it is written anew where
             something was read.
 
     Raises:
@@ -57,7 +57,7 @@ def content_digests(folder: Path, stamps: dict[str, Stamp], memory: Path) -> dic
         return found
     started = time.time_ns() - int(SETTLED * 1e9)
     found.update(_read(folder, unread))
-    settled = {name: stamp for name, stamp in stamps.items() if stamp[1] < started}
+    settled = {name: stamp for name, stamp in stamps.items() if max(stamp[1:3]) < started}
     try:
         _remember(memory, settled, found)
     except OSError as error:
@@ -81,8 +81,9 @@ def _recall(memory: Path) -> dict[tuple[str, Stamp], str]:
         return {}
     known = {}
     for line in csv.reader(io.StringIO(text.replace("\0", ""))):
-        if len(line) == 5 and all(number.isdecimal() for number in line[1:4]) and _SHA256.fullmatch(line[4]):
-            known[line[0], (int(line[1]), int(line[2]), int(line[3]))] = line[4]
+        if len(line) == 6 and all(number.isdecimal() for number in line[1:5]) and _SHA256.fullmatch(line[5]):
+            size, changed, inode_changed, inode = map(int, line[1:5])
+            known[line[0], (size, changed, inode_changed, inode)] = line[5]
     return known
 
 

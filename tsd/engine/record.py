@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tsd.data.coco import load_coco, read_categories
-from tsd.data.openimages import SPLITS
+from tsd.data.openimages import SPLITS, Challenge
 from tsd.data.store import Store
 from tsd.engine.run_files import read_environment, read_experiment, read_log, read_proposals, read_runtime
 
@@ -75,6 +75,13 @@ def class_titles(data: dict[str, Any]) -> dict[int, str]:
     if data["format"] == "openimages":
         return dict(enumerate(_store(data).hierarchy.names))
     return dict(read_categories(_coco_split(data)[0]))
+
+
+def validation_annotations(data: dict[str, Any]) -> Path:
+    """The file of the validation pictures' boxes, of ``data`` of a suite."""
+    if data["format"] == "openimages":
+        return Challenge(Path(data["folder"]), 0).boxes("val")
+    return _coco_split(data)[0]
 
 
 def _coco_split(data: dict[str, Any]) -> tuple[Path, Path]:

@@ -38,10 +38,17 @@ def verify_suite(suite: Suite, check_pictures: bool = False) -> dict[str, object
         _verify_generated(suite, manifest)
     masks = any(map(has_masks, suite.settings.values()))
     sizes = sorted({size for settings in suite.settings.values() for size in resized_to(settings)})
-    counts = {}
+    counts, categories = {}, {}
     for split in ("train", "val"):
         content = load_coco(*suite.split(split), check_pictures, suite.on_degenerate, masks, sizes)
         counts[split] = len(content["images"])
+        categories[split] = [(category["id"], category["name"]) for category in content["categories"]]
+    if categories["train"] != categories["val"]:
+        odd = sorted(set(categories["train"]) ^ set(categories["val"]))
+        raise InputError(
+            f"{suite.split('val')[0]}: categories differ from those of {suite.split('train')[0]}"
+            f"{f': {odd[:5]}' if odd else ''}; both files must list the same, in the same order"
+        )
     return {"suite": suite.name, "data_digest": data_digest(suite), **counts}
 
 

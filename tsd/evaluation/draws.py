@@ -114,8 +114,14 @@ def read_draws(path: Path) -> pd.DataFrame:
         InputError: missing file, other columns, or a value that is no whole number; names the line.
     """
     try:
-        text = path.read_text(encoding="ascii")
+        text = path.read_text(encoding="utf-8-sig")
+        if not text:
+            raise InputError(f"{path}: is empty; make it anew")
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; make it anew") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
     commas = [line.count(",") for line in text.splitlines()]
@@ -148,15 +154,16 @@ def draws_beside(metrics: Path) -> pd.DataFrame:
     draws = read_draws(path)
     content = read_json(metrics)
     figures = content.get("metrics") if isinstance(content, dict) else None
-    published = figures.get("AP") if isinstance(figures, dict) else math.nan
-    if not isinstance(published, int | float | None) or math.isnan(published or 0):
-        raise InputError(f"{metrics}: not the metrics of a run: metrics.AP: expected a number or null")
-    value = figure_of("AP", draws)[0]
-    if published is not None and not abs(published - value) <= UNIT:
-        raise InputError(
-            f"{path}: AP {value:.5f} on all pictures, {metrics} says {published:.5f}: not of the same predictions; "
-            "remove it and make it anew"
-        )
+    for name in ("AP", "AP50", "AP75"):
+        published = figures.get(name) if isinstance(figures, dict) else math.nan
+        if not isinstance(published, int | float | None) or math.isnan(published or 0):
+            raise InputError(f"{metrics}: not the metrics of a run: metrics.{name}: expected a number or null")
+        value = figure_of(name, draws)[0]
+        if published is not None and not abs(published - value) <= UNIT:
+            raise InputError(
+                f"{path}: {name} {value:.5f} on all pictures, {metrics} says {published:.5f}: one of them was "
+                "edited, or they are of different predictions or annotations; make both anew"
+            )
     return draws
 
 

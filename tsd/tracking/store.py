@@ -273,8 +273,24 @@ def _make_file(path: Path) -> None:
             MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
 
 
+def _check_place(location: str, root: Path, uri: str) -> None:
+    path = _file_of(uri)
+    if path is None or not path.resolve().is_relative_to(root) or not location.startswith("file:"):
+        return
+    files = Path(unquote(urlsplit(location).path))
+    if not files.is_relative_to(root):
+        raise InputError(
+            f"{path}: its runs' files are in {files}: it was copied or moved here with its folder, and what is written "
+            "to it would go there; move it away, and `tsd mlflow sync` makes one of this folder's runs"
+        )
+
+
 def experiment_id(client: Any, name: str, root: Path, uri: str) -> str:
-    """Id of the experiment, which is made if there is none, and restored if it was deleted."""
+    """Id of the experiment, which is made if there is none, and restored if it was deleted.
+
+    Raises:
+        InputError: the store is a file in this folder, and keeps its runs' files in another: it was copied or moved.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -286,6 +302,7 @@ def experiment_id(client: Any, name: str, root: Path, uri: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    _check_place(found.artifact_location, root.resolve(), uri)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
